@@ -269,6 +269,8 @@ class MidStageEvaluated(Event):
         best: Whether this is the best combined score so far.
         kept: Whether the weights were saved, to be restored later.
         over: Whether early stopping ends the stage here.
+        mitigations: `<mitigation>/<key>` -> a value that `Mitigation.on_evaluation` returned. It may have changed the
+            weights that the scores are of.
     """
 
     step: int
@@ -277,6 +279,7 @@ class MidStageEvaluated(Event):
     best: bool = False
     kept: bool = False
     over: bool = False
+    mitigations: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -418,3 +418,32 @@ class StageDataset:
         """Return the number of optimizer steps for the whole order."""
         rows: int = self.stage.train["batch_size"] * self.stage.train["accumulation"] * processes
         return -(-len(self.order) // rows)
+
+
+# -- evaluations within a stage ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SuiteScores:
+    """The scores of a suite before a stage and after one of its steps.
+
+    Attributes:
+        role: The suite's role.
+        primary: The name of its primary score; None if mid-stage evaluations do not measure it.
+        start: Score name -> value in the evaluation before the stage.
+        now: Score name -> value after the step; the same names.
+        higher_is_better: Score name -> the direction; None if neither direction is better.
+        margin: The largest loss of the primary score that does not count as forgetting; None without a primary score.
+    """
+
+    role: Role
+    primary: str | None
+    start: Mapping[str, float]
+    now: Mapping[str, float]
+    higher_is_better: Mapping[str, bool | None]
+    margin: float | None
+
+    def worsening(self, name: str) -> float:
+        """Return by how much a score with a direction is worse than before the stage; negative if it is better."""
+        change = self.start[name] - self.now[name]
+        return change if self.higher_is_better[name] else -change

@@ -21,9 +21,13 @@ The core calls them in this order:
 | `on_before_step`              | every step, before the optimizer                   | read or change the gradient    |
 | `stage_stats`                 | once a stage, in its first step                    | report what was measured       |
 | `on_step_end`                 | every step, after the optimizer                    | read or change the weights     |
+| `on_evaluation`               | after each mid-stage evaluation                    | change weights that forget     |
 | `after_checkpoint`            | after each checkpoint, in the main process         | copy or upload it              |
 | `on_stage_end`                | at the end of each stage                           | learn from the finished stage  |
 | `variants`                    | at the end of each stage, last                     | offer other weights            |
+
+After a step, an evaluation that is due comes first, then `on_evaluation`, then a checkpoint that is due. A run that
+resumes from this checkpoint does not call `on_evaluation` again for the step.
 
 `state_dict` is called at checkpoints and between stages, `load_state_dict` after `on_stage_start` of a resumed run or
 before the `on_stage_start` of a stage with new instances.
@@ -53,7 +57,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from harness.interfaces.prompt_rows import PromptRows
-    from harness.types import Example, InvalidRecord, Stage, TokenizedExample
+    from harness.types import Example, InvalidRecord, Stage, SuiteScores, TokenizedExample
 
 
 class Mitigation(GuardedComponent):
@@ -83,6 +87,7 @@ class Mitigation(GuardedComponent):
         "on_before_step": None,
         "stage_stats": result_checks.check_stats,
         "on_step_end": None,
+        "on_evaluation": result_checks.check_stats,
         "after_checkpoint": None,
         "on_stage_end": None,
         "variants": result_checks.check_iterable,
@@ -143,6 +148,11 @@ class Mitigation(GuardedComponent):
 
     unmixed_limit: int | None = None
     """Maximum number of prompts of each of `unmixed_sources`, chosen by the seed; None: all."""
+
+    monitored_suites: Sequence[str] | None = ()
+    """Suites whose primary scores `on_evaluation` needs; None: every general suite with one, at least one.
+    A stage whose mid-stage evaluations do not measure them is refused before anything is loaded.
+    """
 
     writes_prompts: bool = False
     """Whether `generate_rows` lets the model write the prompts too, by `PromptRows.write_prompts`.
@@ -411,7 +421,7 @@ class Mitigation(GuardedComponent):
 
         Returns:
             Key -> value; logged as `<mitigation>/<key>` with the stage's first step. Keys consist of letters, digits,
-            `_` and `.`.
+            `_`, `.` and `-`.
         """
         return {}
 
@@ -422,6 +432,24 @@ class Mitigation(GuardedComponent):
             model: the model with its new weights.
             learning_rate: that of this step; 0 when loss scaling found infinite gradients and the step was skipped.
         """
+
+    def on_evaluation(
+        self, stage: Stage, model: PreTrainedModel, scores: Mapping[str, SuiteScores]
+    ) -> Mapping[str, float]:
+        """Read the scores of a mid-stage evaluation, and read or change the weights. Called without gradients.
+
+        Called in every process alike, with the scores that the main process measured. Early stopping has decided
+        already, from the same scores; `restore_best` restores the weights that were evaluated, not changed ones.
+
+        Args:
+            stage: The stage, without `planned_steps`, `planned_saves` and `planned_rows`.
+            model: The model with the weights that were evaluated.
+            scores: Suite -> its scores, of the suites and metrics that mid-stage evaluations measure.
+
+        Returns:
+            Key -> value; logged with the evaluation as `<mitigation>/<key>`. Keys as for `stage_stats`.
+        """
+        return {}
 
     def after_checkpoint(self, path: Path) -> None:
         """Use a checkpoint that is complete. Called in the main process, after older checkpoints were deleted.

@@ -16,7 +16,7 @@ from harness.types import Example, Finding, InvalidRecord, Item, Message, Record
 
 Arguments = Callable[[], Mapping[str, Any]]
 
-_STATS_KEY = re.compile(r"[A-Za-z0-9_.]+")
+_STATS_KEY = re.compile(r"[A-Za-z0-9_.-]+")
 _PLAIN_TYPES = (type(None), bool, int, float, str)
 
 
@@ -224,11 +224,11 @@ def check_penalty_value(component: Any, result: Any, arguments: Arguments) -> st
 
 
 def check_stats(component: Any, result: Any, arguments: Arguments) -> str | None:
-    """Check the result of `Mitigation.stage_stats`: key -> finite number."""
+    """Check the result of `stage_stats` or `on_evaluation` of a mitigation: key -> finite number."""
     problem = check_mapping(component, result, arguments)
     for key, value in result.items() if problem is None else ():
         if not _STATS_KEY.fullmatch(key):
-            return f"has the key {key!r}; use letters, digits, '_' and '.'"
+            return f"has the key {key!r}; use letters, digits, '_', '.' and '-'"
         if not _is_finite(value):
             return f"has {key!r}: {_describe(value)}, not a finite number"
     return problem

@@ -15,6 +15,23 @@ MIN_DOMAIN_ITEMS = 2
 MIN_WORD_LENGTH = 3
 MAX_WORDS = 20
 
+_ENGLISH_WORDS = """
+the and but nor for yet not none nothing never neither either both each every all any some such same other others this
+that these those here there where when why how what which who whom whose you your yours yourself she her hers herself
+him his himself its itself they them their theirs themselves our ours ourselves mine myself one ones are was were been
+being have has had having does did doing done can could may might must shall should will would about above across
+after again against along among around before behind below beneath beside between beyond down during from into near
+off onto out over past since through throughout toward towards under until upon with within without because while
+although though unless whether than then thus hence else only also too very just more most less least much many few
+several enough even still already always often once soon now quite rather perhaps maybe however therefore instead per
+via don doesn didn isn aren wasn weren hasn haven hadn won wouldn shouldn couldn mustn let yes
+"""
+ENGLISH_FUNCTION_WORDS = frozenset(_ENGLISH_WORDS.split())
+"""Words of English grammar with 3 letters or more, also the first part of a contraction. They are of no domain."""
+
+CHINESE_FUNCTION_CHARACTERS = frozenset("的了着吗呢吧啊呀么是很也都我你您他她它们这那哪谁什怎不没在有和把被")
+"""Characters of Chinese grammar: particles, pronouns, negations and their like. A pair with one is of no domain."""
+
 
 @dataclass(frozen=True)
 class LeakedWord:
@@ -39,7 +56,7 @@ def find_leaked_words(
     """Find words of the domain in answers to general questions.
 
     A word of the domain occurs in the prompt or reference of at least two domain items, and in no prompt, reference or
-    base answer of a general suite.
+    base answer of a general suite. It is not a word of grammar, such as "not" or "的".
 
     Args:
         before: The evaluations of the base model.
@@ -80,13 +97,16 @@ def find_leaked_words(
 
 
 def _terms(text: str) -> Iterator[str]:
-    """Yield words of at least 3 letters; in scripts written without spaces, each pair of neighboring characters."""
+    """Yield words of at least 3 letters; in scripts written without spaces, each pair of neighboring characters.
+
+    Words and characters of grammar are left out.
+    """
     words = split_words(text)
     pattern = unspaced_character_pattern()
     is_character = [bool(pattern.match(word)) for word in words]
     for word, single in zip(words, is_character, strict=True):
-        if not single and len(word) >= MIN_WORD_LENGTH:
+        if not single and len(word) >= MIN_WORD_LENGTH and word not in ENGLISH_FUNCTION_WORDS:
             yield word
     for pair, singles in zip(pairwise(words), pairwise(is_character), strict=True):
-        if all(singles):
+        if all(singles) and CHINESE_FUNCTION_CHARACTERS.isdisjoint(pair):
             yield "".join(pair)

@@ -129,8 +129,8 @@ def prepare_arms(
 def shared_stage_count(first: Plan, second: Plan, registry: Registry) -> int:
     """Return how many first stages two plans have in common, so that one snapshot serves both.
 
-    A stage with `evaluate_steps` counts only if the suites are equal too: their scores may end the stage. A stage whose
-    mitigations offer weight variants never counts: the variants depend on what the mitigation remembers.
+    A stage with `evaluate_steps` counts only if the suites are equal too: their scores may end or change it. A stage
+    whose mitigations offer weight variants never counts: the variants depend on what the mitigation remembers.
     """
     if (first.seed, first.model, first.template, first.sources) != (
         second.seed, second.model, second.template, second.sources,

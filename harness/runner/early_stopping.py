@@ -2,6 +2,9 @@
 
 Implements the settings `evaluate_steps`, `evaluate_epochs`, `evaluate_suites` and `early_stopping`. Each evaluation is
 a line of the stage's `evaluations.jsonl`, from which a resumed stage restores its state.
+
+Mitigations may change the weights after an evaluation (`Mitigation.on_evaluation`). Scores, early stopping and best
+weights are those before the change; the line is written after it.
 """
 
 from __future__ import annotations
@@ -9,20 +12,23 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from harness.events import BestWeightsRestored, MidStageEvaluated
+from harness.interfaces.mitigation import Mitigation
 from harness.runner import resume
 from harness.runner.context import RunContext
 from harness.runner.evaluate_stages import StageEvaluator
 from harness.runner.folder import load_stage_snapshot, save_stage_snapshot
 from harness.runner.staged_model import StagedModel
 from harness.spec import preflight
+from harness.spec.primary_score import primary_score
 from harness.training.checkpoint import complete_checkpoints
+from harness.training.model_state import restored_training_state
 from harness.training.stage_schedule import evaluation_steps
-from harness.types import Evaluation, Stage, StageDataset
+from harness.types import Evaluation, Stage, StageDataset, SuiteScores
 from harness.utils import json_files
 
 
@@ -97,10 +103,7 @@ def restores_best(stage: Stage) -> bool:
 
 
 class EarlyStopper:
-    """Evaluates one stage while it trains, and decides when it stops.
-
-    Called with each finished step, it returns whether the stage stops there.
-    """
+    """Evaluates one stage while it trains, and decides when it stops."""
 
     def __init__(
         self,
@@ -136,17 +139,38 @@ class EarlyStopper:
             for score in evaluation.scores
         }
         self.early_stopping = None if self.settings is None else EarlyStopping(self.settings)
+        self._unlogged_event: MidStageEvaluated | None = None
         self._evaluated_steps = set[int]()  # a signal can end training between a checkpoint's step and its evaluation
         self._restore_state()
 
-    def __call__(self, step: int) -> bool:
-        """Evaluate the model if it is due after this step, and return whether the stage stops."""
-        if self.is_due(step):
-            self._evaluate_step(step)
+    def evaluate(self, step: int) -> Mapping[str, SuiteScores] | None:
+        """Evaluate the model if it is due after this step, and update early stopping.
+
+        Returns:
+            Suite -> its scores, for `Mitigation.on_evaluation`, after which `log_evaluation` is called. None if no
+            evaluation is due.
+        """
+        return self._evaluate_step(step) if self.is_due(step) else None
+
+    def log_evaluation(self, mitigation_stats: Mapping[str, float]) -> None:
+        """Write and emit the evaluation that was made last.
+
+        Args:
+            mitigation_stats: What `on_evaluation` of the mitigations returned, see `MidStageEvaluated.mitigations`.
+        """
+        assert self._unlogged_event is not None, "an evaluation was made"
+        event = replace(self._unlogged_event, mitigations=mitigation_stats)
+        entry = {name: value for name, value in asdict(event).items() if name != "stage_index"}
+        self.context.folder.append_json_line(f"stages/{self.stage.name}/evaluations.jsonl", entry)
+        self.context.registry.emit(event)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the stage stops after the last evaluation."""
         return self.early_stopping is not None and self.early_stopping.should_stop
 
     def is_due(self, step: int) -> bool:
-        """Return whether a call with this step evaluates the model; a resumed stage may have done so."""
+        """Return whether the model is evaluated after this step; a resumed stage may have done so."""
         return step not in self._evaluated_steps and step in self.due_steps
 
     def restore_best_weights(self, model: Any, trained_steps: int) -> Mapping[str, Mapping[str, Any]]:
@@ -160,7 +184,9 @@ class EarlyStopper:
             The states of the mitigations at the best step; empty if nothing was restored.
         """
         best_step = None if self.early_stopping is None else self.early_stopping.best_step
-        if not restores_best(self.stage) or best_step is None or best_step == trained_steps:
+        if not restores_best(self.stage) or best_step is None:
+            return {}
+        if best_step == trained_steps and not self._mitigations_react():
             return {}
         states = load_stage_snapshot(self._best_folder / str(best_step), model)
         self.context.registry.emit(BestWeightsRestored(stage_index=self.stage_index, step=best_step, of=trained_steps))
@@ -170,6 +196,11 @@ class EarlyStopper:
         """Delete the saved best weights, once the snapshot of the stage is saved."""
         shutil.rmtree(self._best_folder, ignore_errors=True)
 
+    def _mitigations_react(self) -> bool:
+        """Return whether a mitigation may change weights after they were evaluated."""
+        mitigations = self.staged_model.active_mitigations.values()
+        return any(type(mitigation).on_evaluation is not Mitigation.on_evaluation for mitigation in mitigations)
+
     @property
     def _stage_folder(self) -> Path:
         return self.context.folder.stage_folder(self.stage.name)
@@ -178,10 +209,11 @@ class EarlyStopper:
     def _best_folder(self) -> Path:
         return self._stage_folder / "best"
 
-    def _evaluate_step(self, step: int) -> None:
-        evaluations = self.evaluator.evaluate(
-            self.staged_model, self.stage_index, None, suites=self.suites, metrics=self.metrics
-        )
+    def _evaluate_step(self, step: int) -> dict[str, SuiteScores]:
+        with restored_training_state(self.staged_model.model):  # as `on_evaluation` finds it
+            evaluations = self.evaluator.evaluate(
+                self.staged_model, self.stage_index, None, suites=self.suites, metrics=self.metrics
+            )
         scores = _scores_by_name(evaluations)
         combined, is_best = None, False
         if self.settings is not None and self.early_stopping is not None:
@@ -194,7 +226,7 @@ class EarlyStopper:
             )
             self._prune_best_weights(step)
         stops = self.early_stopping is not None and self.early_stopping.should_stop and step < self.planned_steps
-        event = MidStageEvaluated(
+        self._unlogged_event = MidStageEvaluated(
             stage_index=self.stage_index,
             step=step,
             scores=scores,
@@ -203,11 +235,31 @@ class EarlyStopper:
             kept=saves,
             over=stops,
         )
-        entry = {name: value for name, value in asdict(event).items() if name != "stage_index"}
         items = {"step": step, "suites": json_files.evaluations_as_dict(evaluations)}
         self.context.folder.write_json(f"stages/{self.stage.name}/evaluations/{step}.json", items, indent=None)
-        self.context.folder.append_json_line(f"stages/{self.stage.name}/evaluations.jsonl", entry)
-        self.context.registry.emit(event)
+        return {evaluation.suite: self._compare_with_start(evaluation) for evaluation in evaluations}
+
+    def _compare_with_start(self, evaluation: Evaluation) -> SuiteScores:
+        """Return the scores of a suite now and in the evaluation before the stage."""
+        suite = next(suite for suite in self.context.plan.suites if suite.name == evaluation.suite)
+        evaluations_before = self.evaluator.evaluations[self.stage_index - 1]
+        before = next(other for other in evaluations_before if other.suite == suite.name)
+        now = {score.name: score.value for score in evaluation.scores}
+        start = {score.name: score.value for score in before.scores if score.name in now}
+        primary: str | None = None
+        margin: float | None = None
+        chosen = primary_score(suite, self.context.prepared.metrics[suite.name])
+        if chosen is not None and chosen[1] in now:
+            metric, primary = chosen
+            margin = suite.margin or metric.default_margin(primary, start[primary])
+        return SuiteScores(
+            role=suite.role,
+            primary=primary,
+            start=start,
+            now=now,
+            higher_is_better={score.name: score.higher_is_better for score in evaluation.scores},
+            margin=margin,
+        )
 
     def _prune_best_weights(self, best_step: int) -> None:
         saved_steps = {int(path.name) for path in self._best_folder.iterdir() if path.name.isdecimal()}

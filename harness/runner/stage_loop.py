@@ -99,7 +99,15 @@ class StageLoop(ABC):
         def should_stop(step: int) -> bool:
             if step != resumed_step and step not in evaluated_steps:
                 return False  # nothing was evaluated, so the processes need not meet
-            return processes.broadcast(early_stopper is not None and early_stopper(step))
+            scores = processes.broadcast(None if early_stopper is None else early_stopper.evaluate(step))
+            if scores is not None:
+                mitigation_stats = staged_model.react_to_evaluation(stage_index, scores)
+                if early_stopper is not None:
+                    early_stopper.log_evaluation(mitigation_stats)
+            return processes.broadcast(early_stopper is not None and early_stopper.should_stop)
+
+        def reads_weights(step: int) -> bool:
+            return processes.broadcast(early_stopper is not None and early_stopper.is_due(step))
 
         result = train_stage.train_stage(
             staged_model.model,
@@ -115,7 +123,7 @@ class StageLoop(ABC):
             stop_check=should_stop if evaluates_within(data.stage.train) else None,
             resume_is_intact=True,
             check_steps=evaluated_steps,
-            check_reads_weights=lambda step: early_stopper is not None and early_stopper.is_due(step),
+            check_reads_weights=reads_weights,
         )
         self._finish_stage(staged_model, stage_index, result, early_stopper)
         return result

@@ -21,7 +21,7 @@ from harness.spec import plan
 from harness.training.packing_isolation import unpadded_batches
 from harness.training.router_loss import create_router_loss
 from harness.training.step_log import row_lengths
-from harness.types import Plan, Stage, TokenizedExample
+from harness.types import Plan, Stage, SuiteScores, TokenizedExample
 
 RowsBySource = Mapping[str, Sequence[TokenizedExample]]
 
@@ -144,6 +144,19 @@ class StagedModel:
         if not self._active or not longest_row:
             return nullcontext()
         return unpadded_batches(self.model, {**stage.train, "packing": False}, longest_row)
+
+    def react_to_evaluation(self, stage_index: int, scores: Mapping[str, SuiteScores]) -> dict[str, float]:
+        """Let the mitigations react to an evaluation within a stage, see `Mitigation.on_evaluation`.
+
+        Returns:
+            `<mitigation>/<key>` -> what they returned.
+        """
+        stage = self.plan.stages[stage_index - 1]
+        return {
+            f"{name}/{key}": value
+            for name, mitigation in self._active.items()
+            for key, value in mitigation.on_evaluation(stage, self.model, scores).items()
+        }
 
     def finish_stage(self, stage_index: int, rows: Sequence[TokenizedExample]) -> None:
         """Let the mitigations update their state. rows: the rows that the stage trained on."""

@@ -6,6 +6,7 @@ early stopping and, in `preflight_arms`, the comparison of arms. Imports nothing
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -19,6 +20,7 @@ from harness.spec import matrix_summaries
 from harness.spec.bfloat16_training import bfloat16_training_errors
 from harness.spec.matrix_summaries import NEEDS_SEVERAL_STAGES, has_one_stage
 from harness.spec.metric_factory import create_metric
+from harness.spec.plan import create_mitigations, stage_mitigations
 from harness.spec.primary_score import primary_score
 from harness.spec.quantized_training import quantized_training_errors
 from harness.spec.sharded_training import sharded_training_errors
@@ -80,6 +82,7 @@ def preflight(spec: Spec, plan: Plan, registry: Registry, *, will_train: bool = 
             *_primary_score_errors(spec, plan.suites, metrics),
             *_gate_errors(spec, plan.suites, metrics),
             *_mid_stage_errors(spec, plan, metrics),
+            *_monitored_suite_errors(spec, plan, registry, metrics),
             *_double_interval_errors(spec, plan),
             *bfloat16_training_errors(spec, plan, registry),
             *quantized_training_errors(spec, plan, registry),
@@ -375,3 +378,45 @@ def _mid_stage_errors(spec: Spec, plan: Plan, metrics: MetricsBySuite) -> Iterat
             elif measured[score].higher_is_better is None:
                 what = f"{score!r} has no better direction"
                 yield HarnessError(where("early_stopping", "scores", score), what, "weigh another score")
+
+
+def _monitored_suite_errors(
+    spec: Spec, plan: Plan, registry: Registry, metrics: MetricsBySuite
+) -> Iterator[HarnessError]:
+    """Yield errors of suites that a mitigation monitors, but that mid-stage evaluations do not measure."""
+    continues_run = spec.document["model"]["path"].startswith(find_run.RUN_SCHEME)
+    suites = {suite.name: suite for suite in plan.suites}
+    for index, stage in enumerate(plan.stages):
+        evaluated, suite_metrics = mid_stage_suites(stage, plan.suites, metrics)
+        evaluated_names = [suite.name for suite in evaluated]
+        measured: dict[str, Suite] = {}
+        for suite in evaluated:
+            primary = primary_score(suite, metrics[suite.name])
+            if primary is not None and primary[0] in suite_metrics[suite.name].values():
+                measured[suite.name] = suite
+        for name, mitigation in create_mitigations(stage_mitigations(plan, stage), registry):
+            where = spec.where(("mitigations", name))
+            monitored = mitigation.monitored_suites
+            if monitored is not None and not monitored:
+                continue
+            if stage.train["evaluate_steps"] is None and stage.train["evaluate_epochs"] is None:
+                what = f"the stage {stage.name!r} has no mid-stage evaluation, after which {name!r} would act"
+                yield HarnessError(where, what, 'set how often, in train: "evaluate_steps": 50')
+                continue
+            if stage.adapter == "new" and (index > 0 or continues_run):
+                what = f"the stage {stage.name!r} begins with a new adapter, whose scores were not measured before it"
+                yield HarnessError(where, what, "set its 'adapter' to \"merge\", or leave the mitigation out of it")
+            if monitored is None and not any(suite.role == "general" for suite in measured.values()):
+                what = f"mid-stage evaluations of the stage {stage.name!r} measure no primary score of a general suite"
+                yield HarnessError(where, what, "name a general suite in train.evaluate_suites")
+            for suite_name in monitored or ():
+                if suite_name not in suites:
+                    hint = f"the spec's suites are: {', '.join(suites) or 'none'}"
+                    yield HarnessError(where, f"there is no suite {suite_name!r}", hint)
+                elif primary_score(suites[suite_name], metrics[suite_name]) is None:
+                    what = f"the suite {suite_name!r} has no score with a better direction"
+                    yield HarnessError(where, what, "name another suite")
+                elif suite_name not in measured:
+                    what = f"mid-stage evaluations do not measure the primary score of the suite {suite_name!r}"
+                    names = json.dumps(list(dict.fromkeys([*evaluated_names, suite_name])))
+                    yield HarnessError(where, what, f"set train.evaluate_suites to {names}")

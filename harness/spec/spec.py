@@ -210,6 +210,12 @@ def _apply_override(document: dict[str, Any], override: str) -> dict[str, Any]:
         node[int(last)] = value
     elif isinstance(node, dict):
         node[last] = value
+    elif parents[-1:] == ["held_out"] and isinstance(node, int | float):
+        by_time = {"column": "COLUMN", "from": "2026-01-31"}
+        whole = {**(by_time if last in by_time else {"share": node or 0.1}), last: value}
+        what = f"held_out is the number {node}, and {shorten_text(last, MAX_ECHO)!r} is a key of an object"
+        hint = f"set the object: --set '{'.'.join(parents)}={json.dumps(whole, ensure_ascii=False)}'"
+        raise HarnessError(where, what, hint)
     else:
         raise HarnessError(where, f"the spec has no key {shorten_text(last, MAX_ECHO)!r} here", "check the key")
     return result

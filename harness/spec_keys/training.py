@@ -232,7 +232,7 @@ TRAIN_KEYS: dict[str, Any] = {
         "minimum": 1,
         "default": None,
         "description": "Steps between two mid-stage evaluations. null: evaluate only before and after the stage. "
-        "Training does not depend on it.",
+        "Training does not depend on it, unless a mitigation reacts to it (repair).",
     },
     "evaluate_epochs": {
         "type": ["number", "null"],

@@ -186,8 +186,9 @@ def format_mid_stage_scores(event: events.MidStageEvaluated) -> Text:
     scores = "  ".join(f"{one_line(name)} {format_number(value)}" for name, value in event.scores.items())
     combined = "" if event.combined is None else f"  combined {format_number(event.combined)}"
     mark = "  best so far" if event.best else ""
+    stats = "".join(f"  {one_line(name)} {value:.4g}" for name, value in event.mitigations.items())
     end = "; no improvement: stopping the stage early" if event.over else ""
-    return Text.assemble((f"step {event.step:,}", "dim"), f"  {scores}{combined}{mark}{end}")
+    return Text.assemble((f"step {event.step:,}", "dim"), f"  {scores}{combined}{mark}{stats}{end}")
 
 
 def format_stage_end(event: events.StageFinished) -> Text:

@@ -93,7 +93,11 @@ def iter_example_events(folder: Path, *, resuming: bool = False, fails: bool = F
     for step in range(2 if resuming else 1, STEPS + 1):
         yield events.StepLogged(stage_index=1, step=step, metrics={"loss": 2.0 / step, "learning_rate": 1e-4})
     yield events.MidStageEvaluated(
-        stage_index=1, step=STEPS, scores={"desk/response_perplexity": 5.0}, combined=None, best=True
+        stage_index=1,
+        step=STEPS,
+        scores={"desk/response_perplexity": 5.0},
+        best=True,
+        mitigations={"example/changes": 1.0},
     )
     if fails:
         yield events.RunFailed(stage_index=1, error="RuntimeError: an example", folder=str(folder))

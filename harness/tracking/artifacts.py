@@ -74,13 +74,14 @@ def load_step_metrics(file: Path) -> dict[int, dict[str, float]]:
 
 
 def mid_stage_metrics(payload: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of a mid-stage evaluation.
+    """Return the metrics of a mid-stage evaluation. Numbers of mitigations keep their names.
 
     Args:
-        payload: `scores`, and `combined`, which may be None.
+        payload: `scores`; `combined`, which may be None; and `mitigations`, which runs of earlier versions lack.
     """
     combined = {} if payload["combined"] is None else {"combined": payload["combined"]}
-    return {metric_names.mid_stage_name(name): value for name, value in {**payload["scores"], **combined}.items()}
+    scores = {metric_names.mid_stage_name(name): value for name, value in {**payload["scores"], **combined}.items()}
+    return {**scores, **payload.get("mitigations", {})}
 
 
 def load_mid_stage_metrics(file: Path) -> dict[int, dict[str, float]]:

@@ -9,8 +9,8 @@
 | `epoch_share/<source>/<unit>` | the same for one epoch |
 | `during/<suite>/<score>`, `during/combined` | a mid-stage evaluation |
 
-Training metrics (`loss`, `learning_rate`, …) and statistics of mitigations (`<mitigation>/<key>`) keep the trainer's
-names.
+Training metrics (`loss`, `learning_rate`, …) and statistics of mitigations (`<mitigation>/<key>`), also those of
+mid-stage evaluations, keep their names.
 """
 
 from __future__ import annotations

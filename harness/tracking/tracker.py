@@ -225,7 +225,7 @@ class MlflowTracker(TrackedRun, Tracker):
 
     @_record.register
     def _log_mid_stage_scores(self, event: events.MidStageEvaluated) -> None:
-        entry = {"scores": event.scores, "combined": event.combined}
+        entry = {"scores": event.scores, "combined": event.combined, "mitigations": event.mitigations}
         self._step_metrics += mlflow_entries.to_mlflow_metrics(artifacts.mid_stage_metrics(entry), event.step)
         self._flush_step_metrics()
 

@@ -26,17 +26,21 @@ CONFIG_ATTRIBUTES = ("use_cache", "output_router_logits", "router_aux_loss_coef"
 
 
 def without_side_effects(model: nn.Module, callback: Callable[[int], bool]) -> Callable[[int], bool]:
-    """Return `callback` such that a call changes neither random states nor the model's modes and trainable weights."""
+    """Return `callback` such that a call changes neither random states nor modes, nor which weights are trainable.
+
+    Weights that it changes stay changed.
+    """
 
     def isolated_callback(step: int) -> bool:
-        with _restore_training_state(model):
+        with restored_training_state(model):
             return callback(step)
 
     return isolated_callback
 
 
 @contextmanager
-def _restore_training_state(model: nn.Module) -> Iterator[None]:
+def restored_training_state(model: nn.Module) -> Iterator[None]:
+    """Restore random states, modes and which weights are trainable at the end of the context, without gradients."""
     modes = [(module, module.training) for module in model.modules()]
     requires_grad = [(weight, weight.requires_grad) for weight in model.parameters()]
     python_state, numpy_state = random.getstate(), np.random.get_state()

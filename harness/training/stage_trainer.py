@@ -120,6 +120,9 @@ class StageTrainer(StepRecovery, ShardedTraining):
     router_loss: RouterLoss | None = None
     """Balances the experts of a mixture of experts; None: it is not computed."""
 
+    weights_are_loaded = False
+    """Whether the model has the weights of the checkpoint to resume from already."""
+
     def __init__(
         self,
         *,
@@ -448,7 +451,7 @@ class StageTrainer(StepRecovery, ShardedTraining):
                 mitigation.after_checkpoint(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.shards is None:  # else they were loaded before they were divided
+        if self.shards is None and not self.weights_are_loaded:  # shards were loaded before they were divided
             checkpoint.load_checkpoint_weights(self.unwrapped_model, Path(resume_from_checkpoint))
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:

@@ -89,8 +89,9 @@ class StageCallbacks(TypedDict, total=False):
         progress: Called after every step.
         on_step: Called with the step and its metrics every `log_steps` steps.
         stop_check: Called with each step after it is logged, and first with that of the checkpoint to resume from, with
-            its weights. The stage ends when it returns true. It may use the model in any mode: it does not affect
-            training. After a step during which a signal was received it is called when the stage is resumed.
+            its weights. The stage ends when it returns true. It may use the model in any mode, and change its weights:
+            it does not affect training otherwise. After a step during which a signal was received it is called when the
+            stage is resumed.
         registry: Creates the optimizer and the schedule; by default that of the installed plugins.
         resume_is_intact: Whether the files of the checkpoint to resume from were verified just now, by
             `latest_intact_checkpoint`; by default they are verified.
@@ -237,6 +238,7 @@ def train_stage(
                 reads_weights = check_reads_weights is None or check_reads_weights(resumed_step)
                 if reads_weights:  # otherwise the trainer loads them
                     checkpoint.load_checkpoint_weights(model, resume)
+                    trainer.weights_are_loaded = True  # the check may change them
                 has_ended = isolated_check(resumed_step)
                 if has_ended and not reads_weights:
                     checkpoint.load_checkpoint_weights(model, resume)

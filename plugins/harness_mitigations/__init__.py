@@ -16,6 +16,7 @@ from harness_mitigations import (
     oft,
     orthogonal_lora,
     osf,
+    repair,
     replay,
     reweight,
     self_distill,
@@ -31,7 +32,7 @@ COMPONENT_MODULES = (
     *(kl, token_masking, reweight),  # predictions
     *(lora, orthogonal_lora, merged_lora, osf, oft),  # adapters
     freeze,
-    *(wise_ft, ema),  # averages
+    *(wise_ft, ema, repair),  # averages
 )
 
 

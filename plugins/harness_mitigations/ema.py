@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness import Component
-from harness.errors import HarnessError
+from harness.errors import HarnessError, RunError
 from harness.interfaces.mitigation import Mitigation
 from harness.types import Stage, TokenizedExample
 from harness_mitigations import adapter_common
@@ -156,6 +156,13 @@ class Ema(Mitigation):
         return {"average": self.average, "updates": self.steps, "trained": self.trained_steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state."""
+        """Restore the state.
+
+        Raises:
+            RunError: an earlier version of ema wrote it, which did not count the steps of the stage.
+        """
+        if "trained" not in state:
+            hint = "train the stage again without --resume, or resume with the version of harness that started the run"
+            raise RunError("mitigations.ema", "the checkpoint is of an earlier version of ema", hint)
         self.average, self.steps = dict(state["average"]), int(state["updates"])
         self.trained_steps = int(state["trained"])

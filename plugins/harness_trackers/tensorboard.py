@@ -77,6 +77,8 @@ class TensorBoard(Tracker):
         writer = self._writer(self._stage, event.step)
         for name, value in event.scores.items():
             writer.add_scalar(f"{self._stage}/during/{name}", value, event.step)
+        for name, value in event.mitigations.items():
+            writer.add_scalar(f"{self._stage}/{name}", value, event.step)
         writer.flush()
 
     @on_event.register

@@ -108,7 +108,7 @@ class WeightsAndBiases(Tracker):
     def _log_mid_stage_scores(self, event: events.MidStageEvaluated) -> None:
         if event.step > self._logged_steps.get(self._stage, 0):
             scores = {f"during/{name}": value for name, value in event.scores.items()}
-            self._log(self._stage, scores, "step", event.step)
+            self._log(self._stage, {**scores, **event.mitigations}, "step", event.step)
 
     @on_event.register
     def _log_scores(self, event: events.SuitesEvaluated) -> None:

@@ -18,7 +18,7 @@ BUILT_INS = {
     "sources": {"json", "jsonl", "csv", "parquet", "arrow", "text", "hub", "lm_eval"},
     "modes": {"general", "domain", "mixed", "continual", "curriculum"},
     "mitigations": {"mixing", "replay", "ewc", "l2sp", "lr_scale", "kl", "token_masking", "freeze", "wise_ft", "ema"}
-    | {"reweight", "self_distill"}
+    | {"reweight", "repair", "self_distill"}
     | {"lora", "orthogonal_lora", "merged_lora", "osf", "oft"},
     "metrics": {"bleu", "rouge", "chrf", "ter", "exact_match", "token_f1", "bertscore", "distinct", "length_ratio"}
     | {"regex", "json_valid", "response_perplexity", "multiple_choice", "bits_per_byte"}
@@ -70,6 +70,8 @@ def test_the_defaults_of_a_mitigation_change_nothing():
     assert plain.on_step_end(model, 1e-3) is None
     assert list(plain.variants(model)) == []
     assert plain.stage_stats() == {}
+    assert plain.on_evaluation(STAGE, model, {}) == {}
+    assert plain.monitored_suites == ()
     assert plain.penalty_timing == "after_clip"
     assert plain.add_weight_penalty(model) is None
     assert plain.token_penalty(model, {}) is None

@@ -26,6 +26,13 @@ PRESET_ITEMS = 30
 each_spec = pytest.mark.parametrize("file", SPECS, ids=[file.stem for file in SPECS])
 
 
+def read_document(file):
+    """Return a spec, with the keys of the spec that it extends."""
+    document = json.loads(file.read_text(encoding="utf-8"))
+    extended = read_document(file.parent / document["extends"]) if "extends" in document else {}
+    return {**extended, **document}
+
+
 def suites_of(document):
     """Return name -> keys of each suite; of a preset, of the suites that it is replaced by."""
     suites = {}
@@ -56,6 +63,7 @@ def test_the_documented_specs_exist():
         "mixed_sft.json",
         "continual_sft.json",
         "forgetting_demo.json",
+        "forgetting_demo_all.json",
         "mixing_sweep.json",
         "gpu/llama2_7b_mixed.json",
     }
@@ -69,21 +77,22 @@ def test_spec_is_valid(file, capsys):
 
 @each_spec
 def test_spec_refers_to_the_committed_schema(file):
-    document = json.loads(file.read_text(encoding="utf-8"))
+    document = read_document(file)
     assert (file.parent / document["$schema"]).resolve() == COMMITTED
 
 
 @each_spec
 def test_spec_has_the_name_of_its_file_and_the_mode_of_its_name(file):
-    document = json.loads(file.read_text(encoding="utf-8"))
+    document = read_document(file)
     assert document["name"] == file.stem.replace("_", "-")
-    expected = {"forgetting_demo": "continual", "mixing_sweep": "mixed", "instruction_loss": "domain"}.get(file.stem)
+    modes = {"forgetting_demo": "continual", "forgetting_demo_all": "continual", "mixing_sweep": "mixed"}
+    expected = (modes | {"instruction_loss": "domain"}).get(file.stem)
     assert any(mode == expected if expected else mode in file.stem for mode in document["mode"])
 
 
 @each_spec
 def test_spec_evaluates_a_domain_suite_and_a_general_suite(file):
-    document = json.loads(file.read_text(encoding="utf-8"))
+    document = read_document(file)
     assert {suite["role"] for suite in suites_of(document).values()} == {"domain", "general"}
 
 
@@ -101,7 +110,7 @@ def test_spec_can_be_planned_with_its_data(file, model, capsys):
                 realised = sum(epoch[source][share["unit"]] for source in share["sources"])
                 assert realised == pytest.approx(share["amount"], abs=0.005)
     assert {suite["role"] for suite in plan["suites"]} == {"domain", "general"}
-    suites = suites_of(json.loads(file.read_text(encoding="utf-8")))
+    suites = suites_of(read_document(file))
     for suite in plan["suites"]:
         least = PRESET_ITEMS if "preset" in suites[suite["name"]] else 49
         assert suite["rows"] >= least, suite["name"]
@@ -117,7 +126,7 @@ def test_spec_passes_all_data_checks(file, model, capsys):
     # Held-out questions ask for facts of the training data, which therefore contains some of the answers but none of
     # the questions.
     contamination = data_check["contamination"]
-    suites = suites_of(json.loads(file.read_text(encoding="utf-8")))
+    suites = suites_of(read_document(file))
     assert {name: counts["prompts"] for name, counts in contamination.items()} == dict.fromkeys(suites, 0)
     responses = {name: counts["responses"] for name, counts in contamination.items()}
     assert responses.pop("helpdesk") == (0 if file.stem == "general_sft" else 3)

@@ -193,7 +193,8 @@ def feed(
             emit(events.StepLogged, stage_index, step=step, metrics=metrics)
             if measured and step % measured == 0:
                 scores = {"helpdesk/rougeL": step / 100}
-                emit(events.MidStageEvaluated, stage_index, step=step, scores=scores, combined=step / 50, best=True)
+                evaluation = {"scores": scores, "combined": step / 50, "best": True, "mitigations": {"repair/pulls": 1}}
+                emit(events.MidStageEvaluated, stage_index, step=step, **evaluation)
         emit_progress("train", steps, "steps")
         if fail:
             emit(events.RunFailed, stage_index, error=error, folder=str(folder))

@@ -48,6 +48,7 @@ class MidStageEvaluation:
         is_best: Whether it was the best evaluation of the stage so far.
         weights_saved: Whether the weights were saved. The last saved weights are the result of the stage.
         should_stop: Whether early stopping ended the stage here.
+        mitigations: `<mitigation>/<key>` -> what a mitigation measured or changed after it.
     """
 
     step: float
@@ -56,6 +57,7 @@ class MidStageEvaluation:
     is_best: bool
     weights_saved: bool
     should_stop: bool
+    mitigations: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,7 @@ def load_mid_stage_evaluations(file: Path, unreadable: list[str]) -> tuple[MidSt
             is_best=bool(record.get("best")),
             weights_saved=bool(record.get("kept")),
             should_stop=bool(record.get("over")),
+            mitigations=_numbers(stats) if isinstance(stats := record.get("mitigations"), dict) else {},
         )
         for record in _load_records_by_step(file, unreadable, "scores")
     )

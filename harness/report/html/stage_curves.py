@@ -13,9 +13,9 @@ from harness.report.score_change import ScoreChange
 
 
 def build_mid_stage_plots(run: RunFiles) -> Iterator[Plot]:
-    """Yield one plot per score with one curve per suite, and one of the combined score of early stopping.
+    """Yield a plot per score with a curve per suite, one of the combined score, and one per number of a mitigation.
 
-    A curve passes through every evaluation within a stage, and through the report's values before and after it.
+    A curve of a score passes through every evaluation within a stage, and the report's values before and after it.
     """
     if not any(run.mid_stage_evaluations.values()):
         return
@@ -56,6 +56,19 @@ def build_mid_stage_plots(run: RunFiles) -> Iterator[Plot]:
             page.unique_slug("during-combined", names),
             "Combined score of early stopping",
             unit="relative improvement",
+            marks=marks,
+            stage_steps=stage_steps,
+        )
+    for key in dict.fromkeys(
+        key for name in stages for evaluation in run.mid_stage_evaluations[name] for key in evaluation.mitigations
+    ):
+        names.append(page.unique_slug(f"during-{key}", names))
+        yield plot_curves(
+            [_mitigation_curve(run, stages, key)],
+            stages,
+            names[-1],
+            f"{key} during training",
+            unit="",
             marks=marks,
             stage_steps=stage_steps,
         )
@@ -133,6 +146,19 @@ def _combined_score_curve(run: RunFiles, stages: Sequence[str]) -> Curve:
             points.insert(0, (0.0, 0.0))  # the combined score is the improvement since the start of the run
         segments.append(([step for step, _ in points], [value for _, value in points]))
     return Curve("combined", tuple(segments), noisy=False, mark_points=True)
+
+
+def _mitigation_curve(run: RunFiles, stages: Sequence[str], key: str) -> Curve:
+    """Build the curve of what a mitigation measured or changed. key: `<mitigation>/<key>`."""
+    segments = []
+    for name in stages:
+        points = [
+            (evaluation.step, evaluation.mitigations[key])
+            for evaluation in run.mid_stage_evaluations[name]
+            if key in evaluation.mitigations
+        ]
+        segments.append(([step for step, _ in points], [value for _, value in points]))
+    return Curve(key, tuple(segments), noisy=False, mark_points=True, from_zero=True)
 
 
 def _last_step(run: RunFiles, stage: str) -> float:

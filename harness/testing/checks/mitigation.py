@@ -11,7 +11,7 @@ from harness.interfaces.mitigation import Mitigation
 from harness.testing.checks.declaration import check_light_creation
 from harness.testing.component_under_test import ComponentUnderTest, require
 from harness.testing.fixed_prompt_rows import build_prompt_rows
-from harness.types import IGNORE_INDEX, Example, Stage, StageSource, TokenizedExample
+from harness.types import IGNORE_INDEX, Example, Stage, StageSource, SuiteScores, TokenizedExample
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STAGE = Stage("one", (StageSource("given", "domain"), StageSource("chat", "general")), {"epochs": 1})
 ROWS = [TokenizedExample(f"row-{i}", "given", (5, 6, 7, 8 + i, 9, 2), (-100, -100, 7, 8 + i, 9, 2)) for i in range(3)]
+WORSE_SCORES = SuiteScores("general", "accuracy", {"accuracy": 0.9}, {"accuracy": 0.1}, {"accuracy": True}, 0.02)
 
 
 def check_logits(subject: ComponentUnderTest) -> None:
@@ -178,6 +179,26 @@ def _loss_terms(mitigation: Any, model: PreTrainedModel, batch: Mapping[str, tor
     return {name: None if term is None else round(float(term), 4) for name, term in terms.items()}
 
 
+def check_evaluation(subject: ComponentUnderTest) -> None:
+    """It reacts to the same scores in the same way: otherwise the weights of several processes would differ."""
+    import torch
+
+    results = []
+    for _ in range(2):
+        mitigation, model, _ = _begin_stage(subject)
+        scores = dict.fromkeys(("general", *(mitigation.monitored_suites or ())), WORSE_SCORES)
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.requires_grad:
+                    weight.add_(0.01)
+            stats = dict(mitigation.on_evaluation(STAGE, model, scores))
+        results.append((stats, [weight.detach().clone() for weight in model.parameters()]))
+    (first, weights), (second, others) = results
+    require(first == second, f"it returns {first} and {second} for the same scores")
+    equal = all(torch.equal(weight, other) for weight, other in zip(weights, others, strict=True))
+    require(equal, "the weights differ after the same scores")
+
+
 def check_generated_rows(subject: ComponentUnderTest) -> None:
     """The rows that it lets the model write are conversations, and the same for the same seed."""
     written = []
@@ -260,5 +281,6 @@ CHECKS = (
     check_labels,
     check_loss,
     check_step_restart,
+    check_evaluation,
     check_generated_rows,
 )

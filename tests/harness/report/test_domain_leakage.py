@@ -59,3 +59,19 @@ def test_pairs_of_characters_count_in_scripts_without_spaces():
     before = evaluation("general", ("你好吗？", "好。", "我很好。"))
     after = evaluation("general", ("你好吗？", "好。", "植灯很好。"))
     assert [word for word, *_ in leaked(before, after, domain)] == ["植灯"]
+
+
+def test_words_of_english_grammar_are_of_no_domain():
+    domain = evaluation(
+        "helpdesk", ("Why does it not start?", "It could not. Fill the tank.", "?"), ("Is it loud?", "Not a tank.", "?")
+    )
+    before = evaluation("general", ("How do you feel?", "Fine.", "Warm."))
+    after = evaluation("general", ("How do you feel?", "Fine.", "I could NOT feel a tank, and I don't."))
+    assert [word for word, *_ in leaked(before, after, domain)] == ["tank"]
+
+
+def test_pairs_with_a_character_of_chinese_grammar_are_of_no_domain():
+    domain = evaluation("helpdesk", ("植灯的水不够？", "加水。", "?"), ("植灯的水不够吗？", "不。", "?"))
+    before = evaluation("general", ("今天热吗？", "热。", "今天热。"))
+    after = evaluation("general", ("今天热吗？", "热。", "植灯的水不够。"))
+    assert [word for word, *_ in leaked(before, after, domain)] == ["植灯"]

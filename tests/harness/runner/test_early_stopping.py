@@ -157,7 +157,7 @@ def test_resumed_stage_stops_like_uninterrupted_stage(document, tmp_path, made_u
     def broken(self, step):
         if step == broken_at:
             raise KeyboardInterrupt
-        look(self, step)
+        return look(self, step)
 
     made_up(*values)
     monkeypatch.setattr(early_stopping.EarlyStopper, "_evaluate_step", broken)

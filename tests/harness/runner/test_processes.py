@@ -228,6 +228,24 @@ def test_torchrun_stops_early_where_one_process_does(desk, tmp_path):
     assert sorted(kinds) == [("run", "FINISHED")] * 2 + [("stage", "FINISHED")] * 2
 
 
+def test_both_processes_repair_alike(desk):
+    document = desk.continual(mitigations={"lora": {"rank": 2}, "repair": {"suites": ["domain"], "tolerance": 0}})
+    watched = {"evaluate_steps": 1, "learning_rate": 0.1}
+    document["train"] |= {"accumulation": 4, "engine": "transformers", **watched}
+    one = desk.start(document)
+    ended = start("run", desk.write(halved(document)))
+    assert ended.codes == (0, 0), ended.errors
+    two = desk.newest()
+    equal(one, two)
+    for name in ("a", "b"):
+        ours, theirs = (
+            [json.loads(line)["mitigations"] for line in (place / f"stages/{name}/evaluations.jsonl").open()]
+            for place in (one, two)
+        )
+        assert [stats["repair/pulls"] for stats in ours] == [stats["repair/pulls"] for stats in theirs]
+    assert ours[-1]["repair/pulls"] > 0, "the suite of the first stage gets worse in the second one"
+
+
 def test_gpus_starts_the_processes_and_gives_the_result_of_one(desk):
     document = desk.continual(mitigations=KINDS["lora"])
     document["train"] |= {"accumulation": 4, "engine": "transformers"}

@@ -194,6 +194,23 @@ def test_invalid_override_is_reported_at_the_override_and_not_at_the_file(get_er
     assert get_error_lines(override) == [line]
 
 
+@pytest.mark.parametrize(
+    ("key", "whole"),
+    [
+        ("group=customer", '{"share": 0.2, "group": "customer"}'),
+        ("near_duplicates=true", '{"share": 0.2, "near_duplicates": true}'),
+        ("column=day", '{"column": "day", "from": "2026-01-31"}'),
+    ],
+)
+def test_a_key_of_a_held_out_number_is_an_error_with_the_object_to_set(get_error_lines, small_spec, key, whole):
+    small_spec["sources"]["desk"]["lines"]["held_out"] = 0.2
+    path, name = "sources.desk.lines.held_out", key.partition("=")[0]
+    assert get_error_lines(f"{path}.{key}") == [
+        f"--set {path}.{key}: held_out is the number 0.2, and {name!r} is a key of an object; "
+        f"set the object: --set '{path}={whole}'"
+    ]
+
+
 def test_error_of_the_file_is_not_reported_at_an_override(get_error_lines, small_spec):
     small_spec["train"]["epochs"] = "two"
     locations = [line.partition(": ")[0] for line in get_error_lines("train.steps=x", name="with space/spec.json")]

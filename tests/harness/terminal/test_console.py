@@ -210,12 +210,12 @@ def test_mid_stage_evaluation_is_one_line_and_does_not_end_phase():
     console = Console("plain", file, io.StringIO())
     move(console, "train", 3, 10, unit="steps")
     facts = {"scores": {"helpdesk/rougeL": 0.25}, "combined": 0.5, "best": True, "over": False}
-    emit(console, events.MidStageEvaluated, 1, step=3, **facts)
+    emit(console, events.MidStageEvaluated, 1, step=3, **facts, mitigations={"repair/pulls": 1})
     emit(console, events.MidStageEvaluated, 1, step=6, **{**facts, "best": False, "over": True})
     move(console, "train", 6, 6, "ended after 6 of 10 steps", unit="steps")
     emit(console, events.BestWeightsRestored, 1, step=3, of=6)
     lines = file.getvalue().splitlines()
-    assert "step 3  helpdesk/rougeL 0.250  combined 0.500  best so far" in lines
+    assert "step 3  helpdesk/rougeL 0.250  combined 0.500  best so far  repair/pulls 1" in lines
     assert any(line.endswith("no improvement: stopping the stage early") for line in lines)
     assert "restored the best weights, of step 3" in lines
     assert sum("train" in line and "ended after" in line for line in lines) == 1

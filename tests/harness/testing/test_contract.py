@@ -179,6 +179,11 @@ class Nothing(Mitigation):
     def on_step_restart(self, model):
         self.is_added = False
 """
+REACTION = """
+class Nothing(Mitigation):
+    def on_evaluation(self, stage, model, scores):
+        return {"loss": scores["general"].worsening("accuracy") * random.random()}
+"""
 EXAMPLES = {"example": ComponentExample(flagged="HELLO", row={"ask": "Hi", "reply": "Ho"}, rows=2)}
 CHOICE = (
     MODE
@@ -250,6 +255,7 @@ DEFECTS = {
     "labels": ("mitigations", LABELS.replace("-100", "9"), {}),
     "loss": ("mitigations", LOSS.replace("weight.square()", "weight.detach().square()"), {}),
     "step_restart": ("mitigations", RESTART.rpartition("    def on_step")[0], {}),
+    "evaluation": ("mitigations", REACTION, {}),
     "generated_rows": ("mitigations", WRITER.replace("seed=seed", "seed=random.random()"), {}),
     "factors": ("schedulers", SCHEDULER.replace("1.0", "1 - step / (steps - 1 or 1)"), {}),
     "logits": ("mitigations", "class Nothing(Mitigation):\n    requires_logits = True\n", {}),

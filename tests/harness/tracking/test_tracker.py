@@ -133,6 +133,7 @@ def test_mid_stage_evaluations_are_metrics_of_stage_run_by_step(tracked):
     for child in tracked.children:
         assert values(tracked, child, "during/helpdesk/rougeL") == [(20, pytest.approx(0.2)), (40, pytest.approx(0.4))]
         assert values(tracked, child, "during/combined") == [(20, pytest.approx(0.4)), (40, pytest.approx(0.8))]
+        assert values(tracked, child, "repair/pulls") == [(20, 1.0), (40, 1.0)]
 
 
 def test_scores_of_parent_have_stage_as_step_and_final_difference(tracked):

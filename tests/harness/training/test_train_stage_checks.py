@@ -90,15 +90,42 @@ def test_stage_that_ended_at_its_checkpoint_is_not_trained_further(fit, make_sta
 def test_weights_are_loaded_for_the_check_of_a_resumed_step_only_if_it_reads_them(
     fit, make_stage, tmp_path, monkeypatch, reads, ends
 ):
-    data, loaded, real = make_stage(save_steps=2), [], checkpoint.load_checkpoint_weights
+    data, real = make_stage(save_steps=2), checkpoint.load_checkpoint_weights
+    loaded, loaded_before_checks = [], []
+
+    def check(step):
+        loaded_before_checks.append(len(loaded))
+        return ends and step == 2
+
     whole, _, _ = fit(data, stop_check=lambda step: ends and step == 2)
     folder = next(each for each in complete_checkpoints(tmp_path / "checkpoints") if each.name == "checkpoint-2")
     monkeypatch.setattr(checkpoint, "load_checkpoint_weights", lambda *given: loaded.append(given) or real(*given))
-    resumed, _, _ = fit(
-        data, stop_check=lambda step: ends and step == 2, resume=folder, check_reads_weights=lambda step: reads
-    )
+    resumed, _, _ = fit(data, stop_check=check, resume=folder, check_reads_weights=lambda step: reads)
     assert weights_are_equal(weights(whole), weights(resumed))
-    assert len(loaded) == (2 if reads and not ends else 1)
+    assert loaded_before_checks[0] == (1 if reads else 0)
+    assert len(loaded) == 1, "weights that the check has changed are not loaded again"
+
+
+@pytest.mark.parametrize("engine", ["transformers", "trl"])
+def test_weights_that_the_check_of_a_resumed_step_changes_are_trained_further(
+    fit, make_stage, tmp_path, tiny_model, engine
+):
+    def halve_weights(model):
+        def check(step):
+            if step == 2:
+                for weight in model.parameters():
+                    weight.mul_(0.5)
+            return False
+
+        return check
+
+    whole_model, resumed_model = (copy.deepcopy(tiny_model) for _ in range(2))
+    fit(make_stage(engine=engine), model=whole_model, stop_check=halve_weights(whole_model))
+    data = make_stage(engine=engine, save_steps=1)
+    fit(data)
+    folder = next(each for each in complete_checkpoints(tmp_path / "checkpoints") if each.name == "checkpoint-2")
+    fit(data, model=resumed_model, stop_check=halve_weights(resumed_model), resume=folder)
+    assert weights_are_equal(weights(whole_model), weights(resumed_model))
 
 
 @pytest.mark.parametrize("step", [2, 3])

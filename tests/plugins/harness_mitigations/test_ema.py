@@ -10,7 +10,7 @@ import pytest
 import torch
 from harness_mitigations.ema import Ema, ema_fraction, update_average
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, RunError
 from harness.interfaces.mitigation import Mitigation
 from harness.types import Stage
 
@@ -166,3 +166,10 @@ def test_a_stage_whose_last_checkpoints_are_not_known_is_an_error_of_the_spec(tr
     assert what in f"{error.value.what}; {error.value.hint}"
     Ema(decay=0.9, last=None).check_stage(Stage("one", (), train))
     Ema(decay=0.9, last=2).check_stage(Stage("one", (), {"save_epochs": 1, "early_stopping": None}))
+
+
+def test_a_state_of_an_earlier_version_is_one_clear_line():
+    with pytest.raises(RunError) as error:
+        Ema(decay=0.9, last=None).load_state_dict({"average": {}, "updates": 3})
+    (line,) = error.value.lines()
+    assert line.startswith("mitigations.ema: the checkpoint is of an earlier version of ema; train the stage again")

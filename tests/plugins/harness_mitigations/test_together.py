@@ -34,7 +34,7 @@ REJECTED = {
     None: set(),
     "lora": {"freeze"},
     "orthogonal_lora": {"freeze"},
-    "merged_lora": {"freeze", "wise_ft", "ema"},
+    "merged_lora": {"freeze", "wise_ft", "ema", "repair"},
     "osf": {"freeze", "wise_ft"},
     "oft": {"freeze", "wise_ft"},
 }

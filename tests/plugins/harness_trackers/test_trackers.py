@@ -91,6 +91,7 @@ def test_tensorboard_has_steps_by_stage_and_scores_by_stage(writers, tmp_path):
     assert steps.closed
     assert steps.scalars[f"{stage}/loss", 4] == 0.75
     assert steps.scalars[f"{stage}/during/helpdesk/rougeL", 2] == 0.02
+    assert steps.scalars[f"{stage}/repair/pulls", 2] == 1
     assert {step for name, step in scores.scalars if name == "helpdesk/rougeL"} == {0, 1}
     assert [scores.purge_step, steps.purge_step] == [None, None]
 

@@ -155,3 +155,16 @@ def test_hostile_score_names_are_shown_as_text(tmp_path):
     root = build_page(write_measured_run(tmp_path / "run", [line]))
     assert len(list(root.find_all("script"))) == 1
     assert list(root.find("section", id="during").find_all("svg"))
+
+
+def test_numbers_of_mitigations_are_plotted_where_they_were_logged(tmp_path, drawn_plots):
+    pull = {"repair/pulls": 1, "repair/triggered.general": 1.0}
+    first = evaluation_record(5, 0.3, mitigations={"repair/pulls": 0})
+    damaged = evaluation_record(15, 0.4, mitigations="x")
+    build_page(write_measured_run(tmp_path / "run", [first, evaluation_record(10, 0.5, mitigations=pull), damaged]))
+    plot = drawn_plots["during-repair-pulls"]
+    assert plot.title == "repair/pulls during training"
+    assert plot.curves["repair/pulls"].stages == (([5.0, 10.0], [0.0, 1.0]),)
+    assert drawn_plots["during-repair-triggered-general"].curves["repair/triggered.general"].stages == (
+        ([10.0], [1.0]),
+    )
