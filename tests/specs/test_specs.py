@@ -84,9 +84,13 @@ def test_spec_refers_to_the_committed_schema(file):
 @each_spec
 def test_spec_has_the_name_of_its_file_and_the_mode_of_its_name(file):
     document = read_document(file)
-    assert document["name"] == file.stem.replace("_", "-")
+    stem = file.stem.replace("_", "-")
+    assert document["name"] == (f"study-{stem}" if file.parent.name == "study" else stem)
     modes = {"forgetting_demo": "continual", "forgetting_demo_all": "continual", "mixing_sweep": "mixed"}
-    expected = (modes | {"instruction_loss": "domain"}).get(file.stem)
+    modes |= {"help_desk_lists": "continual"} | dict.fromkeys(
+        ("help_desk", "chinese_tasks", "instruction_loss"), "domain"
+    )
+    expected = modes.get(file.stem)
     assert any(mode == expected if expected else mode in file.stem for mode in document["mode"])
 
 
