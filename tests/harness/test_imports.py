@@ -146,6 +146,7 @@ def test_validate_reads_the_score_names_of_every_metric_without_a_heavy_import(t
     """`validate` creates the metrics to read their score names; a metric imports its packages when it is computed."""
     required_options = {"regex": {"pattern": "x"}, "bertscore": {"model": "./encoder"}, "judge": {"model": "./judge"}}
     required_options["classification"] = {"labels": ["a", "b"]}
+    required_options["lm_eval"] = {"task": "gsm8k", "scores": ["score_of_the_task"]}
     metrics = {name: required_options.get(name, {}) for name in harness_metrics.harness_metrics()}
     scores = {"general/response_nll": 1, "general/bits_per_byte": 1, "general/acc": 1}
     document = {

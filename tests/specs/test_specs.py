@@ -133,8 +133,8 @@ def test_spec_passes_all_data_checks(file, model, capsys):
     suites = suites_of(read_document(file))
     assert {name: counts["prompts"] for name, counts in contamination.items()} == dict.fromkeys(suites, 0)
     responses = {name: counts["responses"] for name, counts in contamination.items()}
-    assert responses.pop("helpdesk") == (0 if file.stem == "general_sft" else 3)
-    assert set(responses.values()) == {0}
+    trained = 0 if file.stem == "general_sft" else 3
+    assert responses == {suite: trained if suite == "helpdesk" else 0 for suite in suites}
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.05, 0.1, 0.25])
