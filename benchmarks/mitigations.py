@@ -236,7 +236,7 @@ def main() -> None:
         model = copy.deepcopy(loaded)
         torch.manual_seed(0)
         return (
-            Lora(given.lora, None, 0.0, "all-linear", False, False, "zero", None, 1).prepare_model(model, seed=0)
+            Lora(given.lora, None, 0.0, "all-linear", False, False, "zero", None, 1, 1, ()).prepare_model(model, seed=0)
             if given.lora
             else model
         )

@@ -121,7 +121,7 @@ class Lora(Mitigation):
     source: str | None
     samples: int
     loraplus_ratio: float
-    parameters: Sequence[str] = ()
+    parameters: Sequence[str]
 
     def __post_init__(self) -> None:
         self.initialized = self.start == "zero"

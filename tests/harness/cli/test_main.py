@@ -33,8 +33,9 @@ COMMANDS = [
 ]
 MIXING = {
     "share": 0.1, "unit": "loss_tokens", "source": None, "weights": None, "temperature": None, "upsample": False,
-    "resample": False, "answers": "data",
-    "writing": {"prompts": None, "max_new_tokens": 256, "temperature": 1.0, "top_p": 1.0, "max_repetition": 0.2},
+    "resample": False, "answers": "data", "prompts": "data",
+    "writing": {"prompts": None, "max_new_tokens": 256, "temperature": 1.0, "top_p": 1.0, "max_repetition": 0.2,
+                "min_log_probability": -5.0},
 }  # fmt: skip
 SPECS = ROOT / "specs"
 

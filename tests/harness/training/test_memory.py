@@ -36,7 +36,7 @@ def test_weights_gradients_and_optimizer_are_counted_by_their_bytes(make_stage, 
 
 
 def test_an_adapter_has_small_gradients_and_optimizer_state(make_stage, fit, tiny_model):
-    model = Lora(4, None, 0.0, "all-linear", False, False, "zero", None, 1, None, ()).prepare_model(tiny_model, seed=0)
+    model = Lora(4, None, 0.0, "all-linear", False, False, "zero", None, 1, 1, ()).prepare_model(tiny_model, seed=0)
     _, result, _ = fit(make_stage(precision="float32"), model=model)
     trained = parameter_count(model, trainable=True)
     assert result.memory["gradients"] == 4 * trained
@@ -71,7 +71,7 @@ def test_the_peak_of_a_process_grows_with_what_it_holds():
 def test_the_estimate_of_activations_is_near_to_what_a_batch_stores(dtype, adapter, make_rows, tiny_model):
     model = tiny_model
     if adapter:
-        model = Lora(4, None, 0.0, "all-linear", False, False, "zero", None, 1, None, ()).prepare_model(model, seed=0)
+        model = Lora(4, None, 0.0, "all-linear", False, False, "zero", None, 1, 1, ()).prepare_model(model, seed=0)
     rows = make_rows(40)
     batch = Collator(rows, [(index,) for index in range(40)], 0, flatten=True)(range(40))
     weights = {memory_estimate.storage_id(weight) for weight in model.parameters()}

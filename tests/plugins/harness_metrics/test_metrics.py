@@ -28,7 +28,7 @@ REFERENCES = ["The dog had bit the man.", "No one was.", "今天天气非常好�
 
 
 def test_all_built_in_metrics_are_declared():
-    assert set(COMPONENTS) == {*TEXT, *ENCODED, *FORM, *READ, *RULES, "judge", "pass_at_k", "self_bleu"}
+    assert set(COMPONENTS) == {*TEXT, *ENCODED, *FORM, *READ, *RULES, "lm_eval", "judge", "pass_at_k", "self_bleu"}
 
 
 @pytest.mark.parametrize("name", COMPONENTS)

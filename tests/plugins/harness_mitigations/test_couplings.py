@@ -246,7 +246,7 @@ def test_a_resumed_stage_equals_an_uninterrupted_one(kind, coupling, lora, tiny_
         if not lora:
             return model
         torch.manual_seed(2)
-        return Lora(2, None, 0.1, "all-linear", False, False, "zero", None, 1, 1).prepare_model(model, seed=0)
+        return Lora(2, None, 0.1, "all-linear", False, False, "zero", None, 1, 1, ()).prepare_model(model, seed=0)
 
     rows = make_rows(12)
     stage = Stage("two", (StageSource("source", "domain"),), {**SETTINGS, "batch_size": 2, "save_steps": 2})
@@ -309,7 +309,7 @@ def test_l2sp_with_an_adapter_penalizes_the_change_of_the_weight(tiny_model):
     from harness.model.frozen_lora import lora_layers
 
     torch.manual_seed(0)
-    model = Lora(3, None, 0.0, "all-linear", False, False, "zero", None, 1, 1).prepare_model(tiny_model, seed=0)
+    model = Lora(3, None, 0.0, "all-linear", False, False, "zero", None, 1, 1, ()).prepare_model(tiny_model, seed=0)
     mitigation = l2sp(0.5)
     mitigation.on_stage_start(Stage("one", ()), model, {}, seed=0)
     layers = lora_layers(model)

@@ -25,7 +25,9 @@ def create_kl(**options):
 
 def create_lora(**options):
     defaults = {"rank": 4, "alpha": None, "dropout": 0.0, "target": "all-linear", "rslora": False, "dora": False}
-    return Lora(**(defaults | {"start": "zero", "source": None, "samples": 8, "loraplus_ratio": 1} | options))
+    return Lora(
+        **(defaults | {"start": "zero", "source": None, "samples": 8, "loraplus_ratio": 1, "parameters": ()} | options)
+    )
 
 
 @pytest.fixture
