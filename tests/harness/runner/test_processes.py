@@ -113,7 +113,7 @@ def equal(one, two):
         weights, others = load_file(file), load_file(two / "model" / file.name)
         assert weights.keys() == others.keys()
         for name, weight in weights.items():
-            assert others[name].numpy() == pytest.approx(weight.numpy(), abs=1e-5), name
+            assert others[name].numpy() == pytest.approx(weight.numpy(), rel=1e-3, abs=1e-5), name
     assert scores(two) == pytest.approx(scores(one), rel=1e-3)
 
 
