@@ -25,8 +25,6 @@ from typing import Any
 
 from method_study import Method, choice_arms, choose_values, format_tables, run_arms, summarize_arms
 
-from harness.registry import discover_plugins
-
 SPECS = Path(__file__).resolve().parent.parent / "specs" / "study"
 PAIRS = ("help_desk", "help_desk_lists", "chinese_tasks")
 CHOICE_SEED = 100
@@ -69,10 +67,7 @@ class Scope:
 
 def load_pair(pair: str) -> dict[str, Any]:
     """Return the spec of a pair, with relative paths as in its file."""
-    spec: dict[str, Any] = json.loads((SPECS / f"{pair}.json").read_text(encoding="utf-8"))
-    if "repair" in discover_plugins().components["mitigations"] and "evaluate_steps" in spec["train"]:
-        spec["arms"]["named"].setdefault("repair", {"mitigations.repair": {"pull": 0.5}})
-    return spec
+    return dict(json.loads((SPECS / f"{pair}.json").read_text(encoding="utf-8")))
 
 
 def quick_pair(pair: str, arms: Sequence[str]) -> dict[str, Any]:

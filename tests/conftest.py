@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
+import sys
 
+import numpy as np
 import pytest
 
 from harness.testing.tiny_model import build_tiny_config, build_tokenizer
@@ -14,6 +17,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("COLUMNS", "140")
 os.environ.setdefault("HARNESS_EVALUATION_CACHE", "0")  # a test must not depend on the runs of others
 os.environ.setdefault("HARNESS_BFLOAT16_RATIO", "0.0")  # a warning must not depend on the CPU
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds():
+    """Seed every test alike: the last digits of a random model must not depend on the tests before it."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")

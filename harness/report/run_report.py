@@ -29,7 +29,7 @@ from harness.report.stage_suite_matrix import StageSuiteMatrix, build_matrices
 from harness.report.verdict import RunVerdict, build_verdict
 from harness.seeding import create_generator
 from harness.spec.matrix_summaries import stage_of_suite
-from harness.spec.primary_score import primary_score
+from harness.spec.primary_score import primary_margin, primary_score
 from harness.statistics.intervals import Estimate
 from harness.types import Evaluation, Item, Plan, Score, Suite
 from harness.utils.json_files import json_safe, write_json, write_scores
@@ -327,7 +327,7 @@ def _score_change(
     primary = primary_score(suite, metrics)
     unusable = before.unusable or after.unusable
     is_primary = primary is not None and primary == (metric, before.name) and not unusable
-    margin = (suite.margin or metric.default_margin(before.name, before.value)) if is_primary else None
+    margin = primary_margin(suite, metric, before.name, before.value) if is_primary else None
     since_learned = None
     if taught_in_stage and taught_in_stage < len(scores) - 1:
         taught, learned = evaluations[taught_in_stage], scores[taught_in_stage]

@@ -206,13 +206,14 @@ def _headline(
 
 def _retention_clause(retention: Retention, template: str) -> str:
     """Name the suites: of a loss those that fell on their own, if there are any."""
-    suites, worse = retention.suites, retention.worse_suites if retention.outcome == "forgot" else ()
-    names, total = worse or suites, len(suites)
+    forgot = retention.outcome == "forgot"
+    worse = retention.worse_suites if forgot else ()
+    names, total = worse or retention.suites, len(retention.suites)
+    plural = len(names) > 1
     if len(names) <= MAX_NAMED_SUITES:
-        is_joint = retention.outcome == "forgot" and not worse and total > 1
-        subject, plural = f"{_join(names)}{' together' if is_joint else ''}", len(names) > 1
+        subject = _join(names) + (" together" if forgot and plural and not worse else "")
     elif worse:
-        subject, plural = f"{len(worse)} of {total} suites", True
+        subject = f"{len(worse)} of {total} suites"
     else:
         subject, plural = f"the mean of {total} suites", False
     return _format_clause(template, subject, retention.change.n, plural=plural)

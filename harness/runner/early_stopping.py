@@ -24,7 +24,7 @@ from harness.runner.evaluate_stages import StageEvaluator
 from harness.runner.folder import load_stage_snapshot, save_stage_snapshot
 from harness.runner.staged_model import StagedModel
 from harness.spec import preflight
-from harness.spec.primary_score import primary_score
+from harness.spec.primary_score import primary_margin, primary_score
 from harness.training.checkpoint import complete_checkpoints
 from harness.training.model_state import restored_training_state
 from harness.training.stage_schedule import evaluation_steps
@@ -251,7 +251,7 @@ class EarlyStopper:
         chosen = primary_score(suite, self.context.prepared.metrics[suite.name])
         if chosen is not None and chosen[1] in now:
             metric, primary = chosen
-            margin = suite.margin or metric.default_margin(primary, start[primary])
+            margin = primary_margin(suite, metric, primary, start[primary])
         return SuiteScores(
             role=suite.role,
             primary=primary,

@@ -237,10 +237,8 @@ class StagedModel:
             with _memory_error_context(name):
                 self.model = mitigation.prepare_model(self.model, seed=seed)
         quantization.reject_trained_weights(self.model, is_adapter=save.saves_as_adapter(self.model))
-        for stage in self.plan.stages:
-            create_router_loss(
-                self.model, stage.train.get("router_loss", 0)
-            )  # raises an error before anything is trained
+        for stage in self.plan.stages:  # raises an error before anything is trained
+            create_router_loss(self.model, stage.train.get("router_loss", 0))
         if self.plan.train.get("weights", "float32") == "float32":
             upcast_trainable(self.model)
         elif str(loaded_dtype(self.model)) != "torch.bfloat16":

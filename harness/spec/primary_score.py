@@ -41,6 +41,18 @@ def primary_score(suite: Suite, metrics: Mapping[str, Metric]) -> tuple[Metric, 
     return choose_primary_score(suite.role, suite.primary, metrics)
 
 
+def primary_margin(suite: Suite, metric: Metric, name: str, base: float) -> float:
+    """Return the largest loss of a suite's primary score that does not count as forgetting.
+
+    Args:
+        suite: The suite.
+        metric: The metric of the score.
+        name: The name of the score.
+        base: The value that a loss is measured from.
+    """
+    return suite.margin or metric.default_margin(name, base)
+
+
 def choose_primary_score(role: str, primary: str | None, metrics: Mapping[str, Metric]) -> tuple[Metric, str] | None:
     """Choose the score by which a suite is judged.
 

@@ -113,7 +113,7 @@ def compose_schema(registry: Registry) -> Schema:
         ),
         "track": _track_schema(registry),
     }
-    schema = _object_schema(properties, ("name", "model", "sources", "mode"), "A run of harness.")
+    schema = _object_schema(properties, (), "A run of harness.")
     for path, values in EXAMPLES.items():
         schema = _with_examples(schema, path.split("."), values)
     overridden = _override_schema(components["mitigations"])
@@ -121,6 +121,7 @@ def compose_schema(registry: Registry) -> Schema:
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "harness spec",
         **schema,
+        **_required_unless("extends", ("name", "model", "sources", "mode"), properties),
         "definitions": {
             "train_overrides": _object_schema(overrides, (), "Settings of this stage that override `train`."),
             "mitigation_overrides": _with_names(overridden, registry, "mitigations"),
@@ -189,18 +190,20 @@ def _tagged_union_schema(members: Mapping[str, Schema], description: str, many: 
 def _suite_schema(properties: Mapping[str, Any], registry: Registry) -> Schema:
     """Return the schema of a suite: its keys, or the name of a preset, or an object that names one."""
     presets = sorted(registry.presets)
-    own_keys = {key: {"description": properties[key]["description"]} for key in ("source", "metrics")}
     preset_keys = {**evaluation.PRESET_KEYS, "preset": {**evaluation.PRESET_KEYS["preset"], "enum": presets}}
     return {
         **_object_schema({**properties, **preset_keys}, ()),
         "type": ["object", "string"],
         "if": {"type": "string"},
         "then": {"enum": presets},
-        "else": {
-            "if": {"required": ["preset"]},
-            "else": {"required": ["source", "metrics"], "properties": own_keys},
-        },
+        "else": _required_unless("preset", ("source", "metrics"), properties),
     }
+
+
+def _required_unless(key: str, required: Sequence[str], properties: Mapping[str, Any]) -> Schema:
+    """Return the part of an object's schema that requires keys, unless another key names where they come from."""
+    described = {name: {"description": properties[name]["description"]} for name in required}
+    return {"if": {"required": [key]}, "else": {"required": list(required), "properties": described}}
 
 
 def _preset_documents(registry: Registry) -> Schema:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from harness_metrics.numeric_match import final_number
+
 from harness import (
     Component,
     Example,
@@ -162,8 +164,6 @@ class SelfDistill(Mitigation):
 
     def _why_unused(self, response: WrittenResponse) -> str | None:
         """Return why a rewritten response is not used, as the report counts it; None if it is."""
-        from harness_metrics.numeric_match import final_number
-
         if reason := self.writer.why_unused(response):
             return reason
         if any(echo in response.text.lower() for echo in ECHOES):

@@ -100,7 +100,7 @@ def test_the_cost_of_written_rows_is_their_number_times_their_length(tiny):
     assert costs["mixing-self"]["written"] == costs["kl-self"]["written"] == 200 * 2 * 128
     assert costs["self-distill"]["written"] % 128 == 0
     assert {name for name, cost in costs.items() if not cost["written"]} == {
-        "naive", "lower-lr", "l2sp", "ewc", "lora", "wise-ft", "reweight", "freeze"
+        "naive", "lower-lr", "l2sp", "ewc", "lora", "wise-ft", "reweight", "freeze", "repair"
     }  # fmt: skip
     assert costs["kl-written"]["trained"] > costs["naive"]["trained"] == costs["ewc"]["trained"]
 

@@ -7,9 +7,9 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from support.event_recorder import EventRecorder
+from support.stage_runs import mid_stage_lines, same, start
 
 from harness import events, registry
 from harness.errors import HarnessError
@@ -43,29 +43,8 @@ def document(tmp_path, monkeypatch, tiny_model, tokenizer):
     }
 
 
-def load(document, tmp_path):
-    (tmp_path / "spec.json").write_text(json.dumps(document))
-    found = registry.discover_plugins()
-    return spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found
-
-
-def start(document, tmp_path, listener=None):
-    given, found = load(document, tmp_path)
-    if listener is not None:
-        found.manager.register(listener)
-    return api.run(given, found)
-
-
 def weights(folder):
     return load_file(Path(folder) / "model" / "adapter_model.safetensors")
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def lines(folder):
-    return [json.loads(one) for one in (Path(folder) / "stages/domain/evaluations.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture
@@ -88,7 +67,7 @@ def test_mid_stage_evaluation_does_not_change_weights(document, tmp_path):
     document["train"]["evaluate_steps"] = None
     alone = start(document, tmp_path)
     assert same(weights(watched.run_info["folder"]), weights(alone.run_info["folder"]))
-    assert [one["step"] for one in lines(watched.run_info["folder"])] == [2, 4, 6]
+    assert [one["step"] for one in mid_stage_lines(watched.run_info["folder"])] == [2, 4, 6]
     told = listener.of(events.MidStageEvaluated)
     assert [one.step for one in told] == [2, 4, 6]
     assert all("a/response_perplexity" in one.scores for one in told)
@@ -112,7 +91,7 @@ def test_combined_score_equals_its_formula(document, tmp_path):
     document["train"] |= {"early_stopping": {**STOP, "patience": 9, "restore_best": False}}
     report = start(document, tmp_path)
     before = next(one for one in report.changes if one.name == "response_perplexity").before.value
-    for one in lines(report.run_info["folder"]):
+    for one in mid_stage_lines(report.run_info["folder"]):
         assert one["combined"] == pytest.approx((before - one["scores"]["a/response_perplexity"]) / before)
 
 
@@ -122,13 +101,13 @@ def test_early_stopping_restores_best_weights(document, tmp_path, made_up):
     listener = EventRecorder()
     report = start(document, tmp_path, listener)
     folder = Path(report.run_info["folder"])
-    told = [(one["step"], one["best"], one["kept"], one["over"]) for one in lines(folder)]
+    told = [(one["step"], one["best"], one["kept"], one["over"]) for one in mid_stage_lines(folder)]
     assert told == [(1, True, True, False), (2, True, True, False), (3, False, False, False), (4, False, False, True)]
     assert json.loads((folder / "stages/domain/trained.json").read_text())["steps"] == 4
     assert [one.over for one in listener.of(events.MidStageEvaluated)] == [False, False, False, True]
     assert [one.step for one in listener.of(events.BestWeightsRestored)] == [2]
     after = next(one for one in report.changes if one.name == "response_perplexity").after.value
-    found = {one["step"]: one["scores"]["a/response_perplexity"] for one in lines(folder)}
+    found = {one["step"]: one["scores"]["a/response_perplexity"] for one in mid_stage_lines(folder)}
     assert after == pytest.approx(found[2], rel=1e-6)
     assert after != pytest.approx(found[4], rel=1e-6)
     assert not (folder / "stages/domain/best").exists()
@@ -139,8 +118,10 @@ def test_early_stopping_can_keep_last_weights(document, tmp_path, made_up):
     made_up(0.3, 0.2)
     report = start(document, tmp_path)
     after = next(one for one in report.changes if one.name == "response_perplexity").after.value
-    assert after == pytest.approx(lines(report.run_info["folder"])[-1]["scores"]["a/response_perplexity"], rel=1e-6)
-    told = [(one["best"], one["kept"]) for one in lines(report.run_info["folder"])]
+    assert after == pytest.approx(
+        mid_stage_lines(report.run_info["folder"])[-1]["scores"]["a/response_perplexity"], rel=1e-6
+    )
+    told = [(one["best"], one["kept"]) for one in mid_stage_lines(report.run_info["folder"])]
     assert told == [(True, False), (False, False)], "weights are saved only if they are to be restored"
 
 
@@ -170,7 +151,7 @@ def test_resumed_stage_stops_like_uninterrupted_stage(document, tmp_path, made_u
     found = registry.discover_plugins()
     again = api.resume_run(spec.load_spec(place / "spec.json", schema.compose_schema(found)), found, place)
     assert same(weights(place), weights(whole.run_info["folder"]))
-    assert lines(place) == lines(whole.run_info["folder"])
+    assert mid_stage_lines(place) == mid_stage_lines(whole.run_info["folder"])
     assert [one.after.value for one in again.changes] == [one.after.value for one in whole.changes]
 
 
@@ -190,10 +171,10 @@ def test_evaluation_before_which_a_signal_stops_the_run_is_made_when_it_resumes(
         with pytest.raises(stop_signals.Interrupted):
             start(document, tmp_path, listener)
     place = Path(listener.of(events.RunStarted)[0].folder)
-    assert [line["step"] for line in lines(place)] == [2]
+    assert [line["step"] for line in mid_stage_lines(place)] == [2]
     found = registry.discover_plugins()
     api.resume_run(spec.load_spec(place / "spec.json", schema.compose_schema(found)), found, place)
-    assert lines(place) == lines(whole.run_info["folder"])
+    assert mid_stage_lines(place) == mid_stage_lines(whole.run_info["folder"])
     assert same(weights(place), weights(whole.run_info["folder"]))
 
 

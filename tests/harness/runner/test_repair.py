@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.event_recorder import EventRecorder
+from support.stage_runs import mid_stage_lines, same, start
 
 from harness import events, registry
 from harness.errors import HarnessError
@@ -45,19 +46,6 @@ def document(tmp_path, monkeypatch, tiny_model, tokenizer):
     }
 
 
-def load(document, tmp_path):
-    (tmp_path / "spec.json").write_text(json.dumps(document))
-    found = registry.discover_plugins()
-    return spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found
-
-
-def start(document, tmp_path, listener=None):
-    given, found = load(document, tmp_path)
-    if listener is not None:
-        found.manager.register(listener)
-    return api.run(given, found)
-
-
 def resume(folder):
     found = registry.discover_plugins()
     return api.resume_run(spec.load_spec(folder / "spec.json", schema.compose_schema(found)), found, folder)
@@ -70,14 +58,6 @@ def folder_of(report):
 def weights(folder):
     (file,) = (Path(folder) / "model").glob("*model.safetensors")
     return load_file(file)
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def lines(folder):
-    return [json.loads(one) for one in (Path(folder) / "stages/domain/evaluations.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture
@@ -111,11 +91,13 @@ def test_a_repair_after_the_last_step_is_the_interpolation_of_base_and_trained_w
         squares += float((weight - base[name]).double().square().sum())
     assert not same(result, trained)
     told = [one.mitigations for one in listener.of(events.MidStageEvaluated)]
-    assert told == [one["mitigations"] for one in lines(repaired)]
+    assert told == [one["mitigations"] for one in mid_stage_lines(repaired)]
     assert told[:2] == [{"repair/pulls": 0}, {"repair/pulls": 0}]
     assert told[2] == {"repair/pulls": 1, "repair/distance": pytest.approx(squares**0.5, rel=1e-4),
                        "repair/triggered.b": 1.0}  # fmt: skip
-    assert [one["scores"] for one in lines(repaired)] == [one["scores"] for one in lines(plain)], "before the repair"
+    assert [one["scores"] for one in mid_stage_lines(repaired)] == [one["scores"] for one in mid_stage_lines(plain)], (
+        "before the repair"
+    )
 
 
 def test_the_scores_of_the_evaluations_decide_about_repairs(document, tmp_path):
@@ -124,10 +106,10 @@ def test_the_scores_of_the_evaluations_decide_about_repairs(document, tmp_path):
     report = start(document, tmp_path)
     change = next(one for one in report.changes if (one.suite, one.name) == ("b", "response_perplexity"))
     expected, pulls = [], 0
-    for line in lines(folder_of(report)):
+    for line in mid_stage_lines(folder_of(report)):
         pulls += line["scores"]["b/response_perplexity"] - change.before.value > 0.05
         expected.append(pulls)
-    assert [line["mitigations"]["repair/pulls"] for line in lines(folder_of(report))] == expected
+    assert [line["mitigations"]["repair/pulls"] for line in mid_stage_lines(folder_of(report))] == expected
     assert pulls > 0, "training on other rows makes the general suite worse"
 
 
@@ -175,8 +157,8 @@ def test_an_interrupted_run_has_every_repair_once(document, tmp_path, drift_at, 
             start(document, tmp_path, listener)
     place = Path(listener.of(events.RunStarted)[0].folder)
     resume(place)
-    assert [line["mitigations"]["repair/pulls"] for line in lines(place)] == [1, 2, 2]
-    assert lines(place) == lines(whole)
+    assert [line["mitigations"]["repair/pulls"] for line in mid_stage_lines(place)] == [1, 2, 2]
+    assert mid_stage_lines(place) == mid_stage_lines(whole)
     assert same(weights(place), weights(whole))
 
 
@@ -199,10 +181,10 @@ def test_a_repair_that_a_signal_prevents_is_made_when_the_run_resumes(document, 
         with pytest.raises(stop_signals.Interrupted):
             start(document, tmp_path, listener)
     place = Path(listener.of(events.RunStarted)[0].folder)
-    assert all(line["step"] < step for line in lines(place))
+    assert all(line["step"] < step for line in mid_stage_lines(place))
     resume(place)
-    assert lines(place) == lines(whole)
-    assert lines(place)[-1]["mitigations"]["repair/pulls"] == 1
+    assert mid_stage_lines(place) == mid_stage_lines(whole)
+    assert mid_stage_lines(place)[-1]["mitigations"]["repair/pulls"] == 1
     assert same(weights(place), weights(whole))
 
 
@@ -215,7 +197,7 @@ def test_early_stopping_sees_the_score_before_the_repair_and_restores_those_weig
     monkeypatch.setattr(early_stopping, "combined_score", lambda *given: next(combined))
     listener = EventRecorder()
     restored = folder_of(start(document, tmp_path, listener))
-    assert [line["mitigations"]["repair/pulls"] for line in lines(restored)] == [0, 0, 1]
+    assert [line["mitigations"]["repair/pulls"] for line in mid_stage_lines(restored)] == [0, 0, 1]
     assert [one.step for one in listener.of(events.BestWeightsRestored)] == [6]
     document["mitigations"], document["train"]["early_stopping"] = {}, None
     assert same(weights(restored), weights(folder_of(start(document, tmp_path))))
