@@ -146,5 +146,4 @@ AXOLOTL: dict[str, Key] = {
     "tokenizer_use_mistral_common": missing("the tokenizer is that of transformers"),
     "qat": missing("there is no quantization-aware training"),
     "fp8": missing("there is no computation in FP8"),
-    "model_quantization_config": missing("a checkpoint is dequantized if this machine lacks its kernels"),
 }

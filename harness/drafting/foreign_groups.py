@@ -19,7 +19,7 @@ GROUPED_KEYS: dict[str, tuple[str, ...]] = {
     "axolotl": (
         *(*_ADAM_AND_SCHEDULE, "cosine_min_lr_ratio", "cosine_constant_lr_ratio", "bnb_config_kwargs"),
         *("special_tokens", "tokens", "batch_size", "unfrozen_parameters", "use_eaft", "eaft_alpha", "eaft_k"),
-        "model_config",
+        *("model_config", "model_quantization_config", "model_quantization_config_kwargs"),
     ),
 }
 """Trainer -> the keys that this module reads, besides those of quantization."""
@@ -43,6 +43,7 @@ def import_groups(tool: str, config: Mapping[str, Any], imported: ImportedSpec, 
         _import_unfrozen(config, imported)
         _import_eaft(config, imported)
         _import_model_config(config, imported)
+        _import_checkpoint_quantization(config, imported)
 
 
 def _import_quantization(tool: str, config: Mapping[str, Any], imported: ImportedSpec, adapter_key: str) -> None:
@@ -220,6 +221,21 @@ def _import_model_config(config: Mapping[str, Any], imported: ImportedSpec) -> N
             imported.dropped.append((f"model_config: {key}", "the model's config is that of its files"))
         elif not given.get("output_router_logits"):
             imported.unneeded.append((f"model_config: {key}", "output_router_logits is off"))
+
+
+def _import_checkpoint_quantization(config: Mapping[str, Any], imported: ImportedSpec) -> None:
+    """Set whether a checkpoint that is quantized itself is dequantized; its files name its method."""
+    key, method = "model_quantization_config", config.get("model_quantization_config")
+    options = config.get(f"{key}_kwargs") or {}
+    if not method:
+        return
+    if not isinstance(options, Mapping) or set(options) - {"dequantize"}:
+        imported.dropped.append((f"{key}_kwargs", "of a checkpoint's own quantization only dequantize can be set"))
+        return
+    imported.unneeded.append((key, "the model's config.json names its quantization"))
+    if options.get("dequantize"):
+        imported.document["model"]["dequantize"] = True
+        imported.carried.append((f"{key}_kwargs", "model.dequantize"))
 
 
 def _import_eaft(config: Mapping[str, Any], imported: ImportedSpec) -> None:

@@ -65,11 +65,14 @@ def load_model(
     device = device_module.select_device()
     dtype = device_module.resolve_dtype(precision, device)
     attention = device_module.resolve_attention(settings.get("attention", "auto"), device)
-    quantization.check_checkpoint(model_config.load_located_config(location), location.quantization)
+    checkpoint_config = model_config.load_located_config(location)
+    quantization.check_checkpoint(checkpoint_config, location.quantization, dequantize=location.dequantize)
     quantization_options = quantization.loading_options(location.quantization, dtype, device)
     if location.kind == "hub" and location.reachable:
         hub.download_model(location.path, settings.get("revision"), progress)
     progress("load", 0, 0, location.path)
+    if location.dequantize:
+        quantization_options = quantization.dequantizing_options(_load_config(location, settings).to_dict())
     try:
         with silence_libraries(), quantized_experts.quantized_while_loading(location.quantization):
             auto_class: Any = AutoModelForCausalLM  # its type hints do not know `output_loading_info`
@@ -97,6 +100,8 @@ def load_model(
             "give a folder with all weights of the model",
         )
     quantization.require_quantized_experts(model, location.quantization)
+    if location.dequantize:
+        quantization.dequantize(model)
     quantization.finish_dequantization(model, _load_config(location, settings), dtype)
     quantization.prepare_quantized_layers(model)
     tokenizer = load_tokenizer(location, settings)
@@ -107,7 +112,7 @@ def load_model(
     _configure_model(model, tokenizer)
     setattr(model, ORIGIN_ATTRIBUTE, location)
     try:
-        model = model if quantization_options else model.to(device)
+        model = model if "device_map" in quantization_options else model.to(device)
     except torch.cuda.OutOfMemoryError as error:
         raise _does_not_fit(location, device) from error
     return cast(PreTrainedModel, model.eval())

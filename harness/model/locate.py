@@ -47,6 +47,7 @@ class ModelLocation:
         base: For a run whose result is an adapter: the adapter's base model. Else None.
         added: The tokens that are added to the model when it is loaded. They are in its digest.
         quantization: The spec's `model.quantization`, with which the model is loaded. It is in its digest.
+        dequantize: Whether weights that are quantized in the checkpoint are dequantized. It is in the digest.
     """
 
     kind: Literal["hub", "folder", "gguf", "package", "run"]
@@ -57,6 +58,7 @@ class ModelLocation:
     base: ModelLocation | None = None
     added: AddedTokens = NO_TOKENS
     quantization: Mapping[str, Any] | None = None
+    dequantize: bool = False
 
 
 def resolve_model(
@@ -80,6 +82,9 @@ def resolve_model(
     if quantization and location.base is None:
         digest = quantized_digest(location.digest, quantization)
         location = replace(location, digest=digest, quantization=quantization)
+    if settings.get("dequantize") and location.base is None:
+        digest = quantized_digest(location.digest, {"dequantize": True})
+        location = replace(location, digest=digest, dequantize=True)
     added = AddedTokens.from_settings(settings)
     if not added:
         return location
@@ -173,12 +178,15 @@ def _locate_adapter_base(
         what = f"the adapter of the run '{run_folder}' cannot be read ({type(error).__name__})"
         raise HarnessError(WHERE, what, "check that the folder is complete") from error
     quantization = settings.get("quantization") or load_quantization(run_folder.resolve() / "model")
-    settings = {**settings, **{key: spec_settings.get(key) for key in SETTINGS}, "quantization": quantization}
+    loading = {
+        "quantization": quantization,
+        "dequantize": settings.get("dequantize") or spec_settings.get("dequantize"),
+    }
+    settings = {**settings, **{key: spec_settings.get(key) for key in SETTINGS}, **loading}
     if not Path(path).is_dir() and (
         path.startswith("/") or str(spec_settings["path"]).startswith((RUN_SCHEME, pypi_wheel.PYPI_SCHEME))
     ):
-        spec_settings = {**spec_settings, "quantization": quantization}
-        location = resolve_model({**settings, **spec_settings}, output=output, progress=progress)
+        location = resolve_model({**settings, **spec_settings, **loading}, output=output, progress=progress)
         return location.base or location
     return resolve_model({**settings, "path": path, "revision": revision}, output=output, progress=progress)
 

@@ -3,8 +3,8 @@
 `model.quantization` quantizes an ordinary checkpoint with bitsandbytes while it is loaded: every linear layer but the
 output head. With `experts` the stacked weights of experts too, see `quantized_experts`. A checkpoint may bring its own
 quantization. Transformers keeps such weights quantized, or dequantizes them while it loads: an FP8 checkpoint on a CPU,
-MXFP4 without its kernels. A dequantized model is made an ordinary one here. A model whose weights stay quantized can
-only be trained with an adapter.
+MXFP4 without its kernels, and any with `model.dequantize`. A dequantized model is made an ordinary one here. A model
+whose weights stay quantized can only be trained with an adapter.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ BITSANDBYTES = "bitsandbytes"
 """The method of `model.quantization`, and its name in checkpoints."""
 
 WHERE = "model.quantization"
+DEQUANTIZE = "model.dequantize"
 
 
 def quantization_method(model: Any) -> str | None:
@@ -110,17 +111,56 @@ def loading_options(quantization: Mapping[str, Any] | None, dtype: torch.dtype, 
     }
 
 
-def check_checkpoint(checkpoint_config: Mapping[str, Any] | None, quantization: Mapping[str, Any] | None) -> None:
+def dequantizing_options(checkpoint_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `from_pretrained` with which transformers dequantizes a checkpoint while it loads.
+
+    There are none for bitsandbytes, whose weights `dequantize` makes ordinary ones afterwards.
+
+    Args:
+        checkpoint_config: The content of its config.json.
+
+    Raises:
+        HarnessError: The weights are not quantized, or transformers cannot dequantize their method.
+    """
+    own = checkpoint_config.get("quantization_config")
+    if not isinstance(own, Mapping):
+        raise HarnessError(DEQUANTIZE, "the weights of the model are not quantized", "remove model.dequantize")
+    method = str(own.get("quant_method", BITSANDBYTES))
+    if method == BITSANDBYTES:
+        return {}
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    config = AutoQuantizationConfig.from_dict(dict(own))
+    if not _can_be_dequantized(config):
+        what = f"transformers cannot dequantize weights of the method {method}"
+        raise HarnessError(DEQUANTIZE, what, "remove model.dequantize, or give the unquantized model")
+    config.dequantize = True
+    return {"quantization_config": config}
+
+
+def _can_be_dequantized(config: Any) -> bool:
+    """Return whether transformers dequantizes weights with this quantization config while it loads them."""
+    return isinstance(getattr(config, "dequantize", None), bool)
+
+
+def check_checkpoint(
+    checkpoint_config: Mapping[str, Any] | None, quantization: Mapping[str, Any] | None, *, dequantize: bool = False
+) -> None:
     """Reject a checkpoint that brings a quantization which this machine cannot load. Call it before a download.
 
     Args:
         checkpoint_config: The content of its config.json; None if it is not known.
         quantization: The spec's `model.quantization`.
+        dequantize: The spec's `model.dequantize`.
 
     Raises:
-        HarnessError: The checkpoint is quantized already, its method is unknown, or its package or device is missing.
+        HarnessError: The checkpoint is quantized already, its method is unknown, its package or device is missing, or
+            it cannot be dequantized.
     """
-    own = None if checkpoint_config is None else checkpoint_config.get("quantization_config")
+    if checkpoint_config is None:
+        return
+    options = dequantizing_options(checkpoint_config) if dequantize else {}
+    own = checkpoint_config.get("quantization_config")
     if not isinstance(own, Mapping):
         return
     method = str(own.get("quant_method", BITSANDBYTES))
@@ -132,7 +172,8 @@ def check_checkpoint(checkpoint_config: Mapping[str, Any] | None, quantization: 
     unquantized = "give the unquantized model, and quantize it with model.quantization"
     try:
         with silence_libraries():
-            quantizer = AutoHfQuantizer.from_config(AutoQuantizationConfig.from_dict(dict(own)), pre_quantized=True)
+            config = options.get("quantization_config") or AutoQuantizationConfig.from_dict(dict(own))
+            quantizer = AutoHfQuantizer.from_config(config, pre_quantized=True)
             quantizer.validate_environment(device_map=None, weights_only=True)
     except (ImportError, RuntimeError, ValueError, TypeError) as error:
         text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -263,13 +304,17 @@ def reject_trained_weights(model: Any, *, is_adapter: bool) -> None:
     method = quantization_method(model)
     if method is None:
         return
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    can_be_dequantized = _can_be_dequantized(base.hf_quantizer.quantization_config)
+    remedy = f"set {DEQUANTIZE} to true" if can_be_dequantized else "give the unquantized model"
     if not is_adapter:
         what = f"its weights are quantized ({method}) and cannot be trained themselves"
-        raise HarnessError("model.path", what, 'add "lora" to the mitigations, or give the unquantized model')
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        raise HarnessError("model.path", what, f'add "lora" to the mitigations, or {remedy}')
     if not getattr(base.hf_quantizer, "is_trainable", True):
         what = f"transformers cannot train an adapter on weights that are quantized with {method}"
-        raise HarnessError("model.path", what, "give the unquantized model, and quantize it with model.quantization")
+        raise HarnessError(
+            "model.path", what, remedy if can_be_dequantized else f"{remedy}, and quantize it with {WHERE}"
+        )
 
 
 def reject_merge(model: Any, adapter_policies: Iterable[str | None], *, keeps_quantization: bool = True) -> None:

@@ -324,6 +324,12 @@ MODEL_KEYS: dict[str, Any] = {
         "default": "auto",
         "description": "Attention implementation. auto: sdpa, or eager for a model that does not support sdpa.",
     },
+    "dequantize": {
+        "type": "boolean",
+        "default": False,
+        "description": "Load a checkpoint that is quantized itself (FP8, MXFP4, bitsandbytes …) as ordinary weights, "
+        "which can all be trained. false: weights stay quantized if this machine can compute with them.",
+    },
 }
 
 BITSANDBYTES_KEYS: dict[str, Any] = {

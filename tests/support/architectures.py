@@ -112,7 +112,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmoe": ("olmoe", {**_MHA, "num_experts": 4, "num_experts_per_tok": 2}),
     "granitemoe": ("granitemoe", {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "phimoe": ("phimoe", {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2}),
-    "gpt_oss": ("gpt_oss", {**SMALL, "head_dim": 8, "num_local_experts": 4, "sliding_window": 16}),
+    "gpt_oss": (
+        "gpt_oss",
+        {**SMALL, "intermediate_size": 64, "head_dim": 8, "num_local_experts": 4, "sliding_window": 16},
+    ),
     "llama4": (
         "llama4_text",
         {**SMALL, "head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 4, "num_experts_per_tok": 1},

@@ -560,6 +560,26 @@ def test_a_balancing_loss_of_the_config_is_carried_over(imported):
     assert {key for key in dropped if "model_config" in key} == {"model_config: rope_theta"}
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "dequantize"), [({"dequantize": True}, True), ({"dequantize": False}, None), ({}, None)]
+)
+def test_a_quantized_checkpoint_is_dequantized_if_the_configuration_says_so(kwargs, dequantize, imported):
+    config = {"model_quantization_config": "Mxfp4Config", "model_quantization_config_kwargs": kwargs}
+    result, carried, _, unneeded, dropped = axolotl_lists(imported, config)
+    assert result.document["model"].get("dequantize") is dequantize
+    assert carried.get("model_quantization_config_kwargs") == ("model.dequantize" if dequantize else None)
+    assert "names its quantization" in unneeded["model_quantization_config"]
+    assert not any("quantization" in key for key in dropped)
+
+
+def test_other_options_of_a_quantized_checkpoint_are_not_expressible(imported):
+    kwargs = {"weight_block_size": [64, 64]}
+    config = {"model_quantization_config": "FineGrainedFP8Config", "model_quantization_config_kwargs": kwargs}
+    result, _, _, _, dropped = axolotl_lists(imported, config)
+    assert "only dequantize can be set" in dropped["model_quantization_config_kwargs"]
+    assert "dequantize" not in result.document["model"]
+
+
 def test_adapters_on_experts_are_carried_over(imported):
     names = ["experts.gate_up_proj", "experts.down_proj"]
     without_layers = {"lora_target_parameters": names, "lora_target_modules": None}

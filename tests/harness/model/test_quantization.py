@@ -50,6 +50,35 @@ def write_fp8(folder):
     return dequantized
 
 
+FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+"""The numbers of 4 bits with two bits of exponent and one of mantissa."""
+
+
+def write_mxfp4(folder):
+    """Replace the experts of a saved model by random numbers of 4 bits with a scale for 32 of them, as gpt-oss is.
+
+    Return the numbers multiplied with their scales.
+    """
+    file, config_file = folder / "model.safetensors", folder / "config.json"
+    generator = torch.Generator().manual_seed(0)
+    written, dequantized = {}, {}
+    for name, weight in load_file(file).items():
+        if not name.endswith(("gate_up_proj", "down_proj")):
+            written[name] = weight
+            continue
+        experts, inputs, outputs = weight.shape
+        codes = torch.randint(16, (experts, outputs, inputs // 32, 32), generator=generator)
+        scales = torch.randint(118, 124, (experts, outputs, inputs // 32), generator=generator)
+        written[f"{name}_blocks"] = (codes[..., 0::2] + 16 * codes[..., 1::2]).to(torch.uint8)
+        written[f"{name}_scales"] = scales.to(torch.uint8)
+        numbers = FP4[codes] * torch.exp2(scales[..., None].float() - 127)
+        dequantized[name] = numbers.reshape(experts, outputs, inputs).transpose(1, 2)
+    save_file(written, file, metadata={"format": "pt"})
+    config = {**json.loads(config_file.read_text()), "quantization_config": {"quant_method": "mxfp4"}}
+    config_file.write_text(json.dumps(config))
+    return dequantized
+
+
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_fp8_checkpoint_is_saved_as_an_ordinary_model(name, precision, tokenizer, tmp_path):
@@ -74,6 +103,64 @@ def test_fp8_checkpoint_is_saved_as_an_ordinary_model(name, precision, tokenizer
     assert loaded.dtype == getattr(torch, precision)
     if precision == "float32":
         assert torch.equal(loaded(TOKENS).logits, model(TOKENS).logits)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_oss"])
+def test_a_checkpoint_is_dequantized_where_its_weights_would_stay_quantized(name, tokenizer, tmp_path, monkeypatch):
+    from transformers.quantizers import quantizer_finegrained_fp8, quantizer_mxfp4
+
+    kinds = {"llama": quantizer_finegrained_fp8.FineGrainedFP8HfQuantizer, "gpt_oss": quantizer_mxfp4.Mxfp4HfQuantizer}
+    build_architecture(name, tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    expected = write_fp8(tmp_path) if name == "llama" else write_mxfp4(tmp_path)
+    # As on a device with the kernels of the method: transformers does not dequantize unasked.
+    monkeypatch.setattr(kinds[name], "validate_environment", lambda self, *args, **kwargs: None)
+    model = load_model(resolve_model({"path": str(tmp_path), "dequantize": True}), {}, precision="float32")
+    quantization.reject_trained_weights(model, is_adapter=False)
+    weights = dict(model.named_parameters())
+    assert expected.items()
+    assert {weights[weight].dtype for weight in expected} == {torch.float32}
+    for weight, value in expected.items():
+        torch.testing.assert_close(weights[weight], value, rtol=1e-2, atol=1e-3)
+
+
+def test_a_bitsandbytes_checkpoint_is_dequantized(tokenizer, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    model = build_architecture("llama", tokenizer)
+    model.save_pretrained(tmp_path / "plain")
+    tokenizer.save_pretrained(tmp_path / "plain")
+    settings = {"quantization": {"bitsandbytes": {"bits": 8, "experts": False}}}
+    quantized = load_model(resolve_model({"path": str(tmp_path / "plain"), **settings}), {}, precision="float32")
+    quantized.save_pretrained(tmp_path / "quantized")
+    tokenizer.save_pretrained(tmp_path / "quantized")
+    path = str(tmp_path / "quantized")
+    kept = load_model(resolve_model({"path": path}), {}, precision="float32")
+    with pytest.raises(HarnessError, match=r"quantized \(bitsandbytes\) and cannot be trained"):
+        quantization.reject_trained_weights(kept, is_adapter=False)
+    loaded = load_model(resolve_model({"path": path, "dequantize": True}), {}, precision="float32")
+    quantization.reject_trained_weights(loaded, is_adapter=False)
+    for (weight, value), original in zip(loaded.named_parameters(), model.parameters(), strict=True):
+        assert value.is_floating_point()
+        torch.testing.assert_close(value, original, rtol=0, atol=float(original.detach().abs().max()) / 100, msg=weight)
+
+
+def test_what_cannot_be_dequantized_is_refused_before_a_download():
+    with pytest.raises(HarnessError, match=r"^model.dequantize: the weights of the model are not quantized; remove"):
+        quantization.check_checkpoint({"vocab_size": 3}, None, dequantize=True)
+    gptq = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    with pytest.raises(HarnessError, match=r"^model.dequantize: transformers cannot dequantize weights of .* gptq"):
+        quantization.check_checkpoint(gptq, None, dequantize=True)
+    # Without it the kernels of the method are needed, or a GPU.
+    quantization.check_checkpoint({"quantization_config": {"quant_method": "mxfp4"}}, None, dequantize=True)
+
+
+def test_the_digest_says_whether_the_weights_are_dequantized(tokenizer, tmp_path):
+    build_architecture("llama", tokenizer).save_pretrained(tmp_path)
+    plain = resolve_model({"path": str(tmp_path)})
+    dequantized = resolve_model({"path": str(tmp_path), "dequantize": True})
+    assert dequantized.dequantize
+    assert not plain.dequantize
+    assert dequantized.digest != plain.digest
 
 
 def test_ordinary_model_has_no_quantization_method(tiny_model):

@@ -243,8 +243,8 @@ SENTENCES = {
     "unknown key far from all": (
         set_key("model/xyz", 1),
         '"xyz": 1',
-        "model: unknown key 'xyz'; known: add_special_tokens, add_tokens, attention, pad_token, path, quantization, "
-        "revision, trust_remote_code",
+        "model: unknown key 'xyz'; known: add_special_tokens, add_tokens, attention, dequantize, pad_token, path, "
+        "quantization, revision, trust_remote_code",
     ),
     "key of another tool": (
         set_key("train/per_device_train_batch_size", 4),
