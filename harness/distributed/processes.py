@@ -1,13 +1,25 @@
-"""The processes that share a run: rank, barrier, and broadcasts from the main process."""
+"""The processes that share a run: rank, barrier, broadcasts from the main process, and work that it shares."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _SharedWork:
+    """What a worker that waits for a broadcast does first.
+
+    Attributes:
+        request: The argument of `Processes.perform`.
+    """
+
+    request: Any
 
 
 class Processes:
@@ -19,6 +31,7 @@ class Processes:
         abort_callbacks: Called with the reason in one line, last one first, before another process ends this one.
         ending: Set when this process is about to end by itself.
         abort_lock: Held while this process is ended because of another one.
+        perform: In a worker: does a part of what the main process passes to `share`, and returns the result.
     """
 
     def __init__(self, rank: int = 0, world_size: int = 1, group: Any = None) -> None:
@@ -26,21 +39,57 @@ class Processes:
         self.abort_callbacks: list[Callable[[str], None]] = []
         self.ending = threading.Event()
         self.abort_lock = threading.Lock()
+        self.perform: Callable[[Any], Any] | None = None
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files, evaluates and prints."""
+        """Whether this is the process that writes files, scores and prints."""
         return self.rank == 0
 
     def broadcast(self, value: T) -> T:
-        """Return the main process's value in every process; the others wait for it without a timeout."""
+        """Return the main process's value in every process; the others wait for it without a timeout.
+
+        While they wait, they do what the main process passes to `share`.
+        """
         if self.world_size == 1:
             return value
+        while isinstance(received := self._broadcast(value), _SharedWork):
+            assert self.perform is not None, "the main process shares work only while the workers have set `perform`"
+            self._gather(self.perform(received.request))
+        main_value: T = received
+        return main_value
+
+    def share(self, request: Any, own_part: Callable[[], None]) -> list[Any]:
+        """Let every worker perform a request while this process does its own part. The main process calls this.
+
+        Args:
+            request: The argument of `perform` in the workers.
+            own_part: Called in this process.
+
+        Returns:
+            The results of the workers, by rank.
+        """
+        if self.world_size == 1:
+            own_part()
+            return []
+        self._broadcast(_SharedWork(request))
+        own_part()
+        return self._gather(None)[1:]
+
+    def _broadcast(self, value: Any) -> Any:
         from torch import distributed
 
         values = [value]
         distributed.broadcast_object_list(values, src=0, group=self._group)
         return values[0]
+
+    def _gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes by rank in the main process; an empty list in the others."""
+        from torch import distributed
+
+        values: list[Any] = [None] * self.world_size if self.is_main else []
+        distributed.gather_object(value, values if self.is_main else None, dst=0, group=self._group)
+        return values
 
     def barrier(self) -> None:
         """Wait until every process has called this."""

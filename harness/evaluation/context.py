@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.data.tokenization.prompts import encode_prompt
+from harness.distributed.processes import SINGLE_PROCESS, Processes
 from harness.errors import HarnessError
 from harness.evaluation.batch_support import FULL_SUPPORT, BatchSupport
 from harness.interfaces.template import Template
@@ -46,6 +47,7 @@ class ModelToEvaluate:
         batch_support: What the model's batches may look like, see `probe_batch_support`.
         use_cache: Whether measurements of the base model come from `base_cache` and are saved there, if the evaluation
             has a folder.
+        processes: The processes over which items are split. Each has the model.
     """
 
     model: PreTrainedModel | None
@@ -58,6 +60,7 @@ class ModelToEvaluate:
     base_context: BaseModelContext | None = None
     batch_support: BatchSupport = FULL_SUPPORT
     use_cache: bool = False
+    processes: Processes = SINGLE_PROCESS
 
     def for_suite(self, suite: Suite, examples: Sequence[Example], notify: Callable[[str], None]) -> EvalContext:
         """Return the context in which a suite is evaluated."""
@@ -73,6 +76,7 @@ class ModelToEvaluate:
             base_context=self.base_context,
             notify=notify,
             batch_support=self.batch_support,
+            processes=self.processes,
         )
 
 
@@ -92,6 +96,7 @@ class EvalContext:
         base_context: None if the base model is not available.
         notify: Receives notes for display.
         batch_support: What the model's batches may look like.
+        processes: The processes over which items are split.
     """
 
     model: PreTrainedModel | None
@@ -105,6 +110,7 @@ class EvalContext:
     base_context: BaseModelContext | None
     notify: Callable[[str], None]
     batch_support: BatchSupport = FULL_SUPPORT
+    processes: Processes = SINGLE_PROCESS
 
     @property
     def phase(self) -> str:

@@ -24,6 +24,7 @@ from harness.evaluation.predictions import (
 )
 from harness.evaluation.rolling_likelihood import RollingLikelihoods
 from harness.evaluation.scoring import find_limit_violations, item_values, score_items
+from harness.evaluation.shared_measurement import MeasurementRequest, SharedMeasurement, measure_share
 from harness.interfaces.metric import Metric
 from harness.types import Evaluation, Example, Item, Progress, Suite, no_progress
 
@@ -115,8 +116,12 @@ def evaluate_suite(
             counter.show(f"stored predictions have another {', '.join(file.changed_keys)}: measuring all items again")
         for requirement, (label, create_measurement) in MEASUREMENTS.items():
             if requirement in required:
+                if suite.server is None and context.processes.world_size > 1:
+                    measurement: ModelMeasurement = SharedMeasurement(context, requirement, create_measurement)
+                else:
+                    measurement = create_measurement(context)
                 fields = _measure_items(
-                    (requirement, label, create_measurement(context)),
+                    (requirement, label, measurement),
                     context,
                     items,
                     file,
@@ -135,6 +140,28 @@ def evaluate_suite(
     file.finalize(items, {score.name: item_values(score, metrics[score.metric]) for score in scores})
     violations = find_limit_violations(suite, subject.stage, items, scores)
     return Evaluation(subject.stage, suite.name, tuple(items), scores, violations, file.is_from_cache)
+
+
+def measure_for_main_process(
+    subject: ModelToEvaluate, suite: Suite, examples: Sequence[Example], request: MeasurementRequest
+) -> dict[int, Mapping[str, Any]]:
+    """Measure this process's share of what the main process requests. Nothing is written.
+
+    Args:
+        subject: As the main process has it.
+        suite: The suite that the request names.
+        examples: Its rows.
+        request: What to measure.
+
+    Returns:
+        Item -> its measured fields.
+    """
+    measured: dict[int, Mapping[str, Any]] = {}
+    _, create_measurement = MEASUREMENTS[request.requirement]
+    context = subject.for_suite(suite, examples, notify=lambda note: None)
+    with eval_mode(subject.model):
+        measure_share(context, create_measurement, request.todo, measured.__setitem__)
+    return measured
 
 
 def _measure_items(
@@ -178,7 +205,8 @@ def _measure_items(
                 counter.advance(f"{label}, stored")
         if use_cache:
             keys = [request_keys[index] for index in range(len(items))]
-            batches = [context.suite.batch_size, asdict(context.batch_support)]
+            shares = [] if context.processes.world_size == 1 else [context.processes.world_size]
+            batches = [context.suite.batch_size, asdict(context.batch_support), *shares]
             cache_key = base_cache.measurement_key(context.stage, fingerprint, requirement, settings, keys, batches)
 
     def on_item(index: int, fields: Mapping[str, Any], note: str = label) -> None:

@@ -6,14 +6,16 @@ Runs the suites and writes scores.json and variants.json. Trains nothing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from harness.distributed.processes import SINGLE_PROCESS, Processes
 from harness.evaluation import evaluate
 from harness.evaluation.batch_support import BatchSupport
 from harness.evaluation.context import ModelToEvaluate
+from harness.evaluation.shared_measurement import MeasurementRequest
 from harness.events import SuitesEvaluated, VariantEvaluated, WarningRaised
 from harness.interfaces.metric import Metric
 from harness.model import load, save
@@ -24,6 +26,7 @@ from harness.runner import continue_run, resume
 from harness.runner.batch_support import probe_and_warn
 from harness.runner.context import RunContext
 from harness.runner.staged_model import StagedModel
+from harness.training.model_state import restored_training_state
 from harness.types import Evaluation, Suite, no_progress
 from harness.utils import json_files
 from harness.utils.phase_clock import PhaseClock
@@ -93,7 +96,8 @@ class StageEvaluator:
     def evaluate_variants(self, staged_model: StagedModel, stage_index: int) -> None:
         """Evaluate the other weights that the stage's mitigations offer, e.g. an interpolation of two models."""
         for mitigation, variant in staged_model.variants():
-            evaluations = self.evaluate(staged_model, stage_index, f"predictions/variants/{mitigation}-{variant}")
+            folder = f"predictions/variants/{mitigation}-{variant}"
+            evaluations = self.evaluate(staged_model, stage_index, folder, processes=SINGLE_PROCESS)
             scores = weight_variants.variant_scores_as_dicts(
                 evaluations, self._all_evaluations(), self.context.prepared.metrics
             )
@@ -114,6 +118,7 @@ class StageEvaluator:
         *,
         suites: Sequence[Suite] | None = None,
         metrics: Mapping[str, Mapping[str, Metric]] | None = None,
+        processes: Processes | None = None,
     ) -> tuple[Evaluation, ...]:
         """Evaluate the model with its current weights.
 
@@ -124,19 +129,61 @@ class StageEvaluator:
                 progress is emitted.
             suites: The suites; None for all.
             metrics: Suite -> name -> metric; None for all.
+            processes: The processes that have these weights and measure them together; None for all of the run.
 
         Returns:
             One evaluation for each suite.
         """
+        prepared = self.context.prepared
+        if self._batch_support is None:
+            with self.clock.phase("load"):
+                self._batch_support = probe_and_warn(
+                    staged_model.model, prepared, self.context.registry, self.context.folder
+                )
+        processes = self.context.processes if processes is None else processes
+        with (
+            self.clock.phase("evaluate"),
+            self._model_to_evaluate(staged_model, stage_index, self._batch_support, processes) as evaluated_model,
+        ):
+            return evaluate.evaluate_suites(
+                evaluated_model,
+                self.context.plan.suites if suites is None else suites,
+                prepared.data.suite_examples,
+                prepared.metrics if metrics is None else metrics,
+                folder=None if folder is None else self.context.folder.path / folder,
+                progress=no_progress if folder is None else self.context.progress,
+            )
+
+    def measure_for_main_process(
+        self, staged_model: WeightsToEvaluate, request: MeasurementRequest
+    ) -> dict[int, Mapping[str, Any]]:
+        """Measure a worker's share of what the main process evaluates; return item -> its measured fields.
+
+        Args:
+            staged_model: The model, with the weights of the main process's.
+            request: What to measure.
+        """
+        (suite,) = (suite for suite in self.context.plan.suites if suite.name == request.suite)
+        examples = self.context.prepared.data.suite_examples[suite.name]
+        with (
+            restored_training_state(staged_model.model),
+            self._model_to_evaluate(
+                staged_model, request.stage, request.batch_support, self.context.processes
+            ) as evaluated_model,
+        ):
+            return evaluate.measure_for_main_process(evaluated_model, suite, examples, request)
+
+    @contextmanager
+    def _model_to_evaluate(
+        self, staged_model: WeightsToEvaluate, stage_index: int, batch_support: BatchSupport, processes: Processes
+    ) -> Iterator[ModelToEvaluate]:
+        """Provide the model as it is evaluated after a stage."""
         prepared, model = self.context.prepared, staged_model.model
         trains_earlier_run = self.context.adapter_policy is not None
         # Without its new adapter the untrained model is the base model, whose answers all arms share.
         untrained = contextlib.nullcontext() if stage_index or trains_earlier_run else save.base_model(model)
-        if self._batch_support is None:
-            with self.clock.phase("load"):
-                self._batch_support = probe_and_warn(model, prepared, self.context.registry, self.context.folder)
-        with self.clock.phase("evaluate"), untrained, self.context.autocast(model):
-            evaluated_model = ModelToEvaluate(
+        with untrained, self.context.autocast(model):
+            yield ModelToEvaluate(
                 model,
                 prepared.tokenizer,
                 prepared.template,
@@ -145,16 +192,9 @@ class StageEvaluator:
                 max_length=prepared.max_length,
                 templates=prepared.templates,
                 base_context=self._base_context(staged_model) if stage_index or trains_earlier_run else None,
-                batch_support=self._batch_support,
+                batch_support=batch_support,
                 use_cache=stage_index == 0,
-            )
-            return evaluate.evaluate_suites(
-                evaluated_model,
-                self.context.plan.suites if suites is None else suites,
-                prepared.data.suite_examples,
-                prepared.metrics if metrics is None else metrics,
-                folder=None if folder is None else self.context.folder.path / folder,
-                progress=no_progress if folder is None else self.context.progress,
+                processes=processes,
             )
 
     def _all_evaluations(self) -> tuple[tuple[Evaluation, ...], ...]:

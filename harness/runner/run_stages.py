@@ -91,6 +91,7 @@ def run_stages(context: RunContext) -> Report:
             process.evaluator.evaluate_stage(staged_model, 0)
             for stage_index in range(1, len(context.plan.stages) + 1):
                 process.run_stage(staged_model, stage_index)
+            context.processes.broadcast(None)  # the workers have nothing more to measure
             process.save_final_model(staged_model)
             report = process.write_report()
         scoring.raise_on_violations(

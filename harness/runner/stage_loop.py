@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from harness.registry import Registry
 from harness.runner import rows_to_write, written_rows
 from harness.runner.context import RunContext
 from harness.runner.early_stopping import EarlyStopper, due_steps
+from harness.runner.evaluate_stages import StageEvaluator
 from harness.runner.folder import RunFolder, load_stage_snapshot, save_stage_snapshot
 from harness.runner.prepare import prepare_run
 from harness.runner.staged_model import StagedModel
@@ -247,11 +249,15 @@ class WorkerProcess(StageLoop):
     """The stages of a run in a process of rank > 0."""
 
     def run(self) -> None:
-        """Train all stages together with the main process."""
-        staged_model = self.create_staged_model()
+        """Train all stages together with the main process, and measure a share of what it evaluates."""
+        processes = self.context.processes
+        staged_model, evaluator = self.create_staged_model(), StageEvaluator(self.context)
+        processes.perform = partial(evaluator.measure_for_main_process, staged_model)
         for stage_index in range(1, len(self.context.plan.stages) + 1):
             self.write_rows(staged_model, stage_index, None)
             self.train_or_load_stage(staged_model, stage_index, None)
+        processes.broadcast(None)  # when the main process has evaluated the last stage
+        processes.perform = None
 
     def _create_early_stopper(
         self, staged_model: StagedModel, stage_index: int, checkpoint: Path | None

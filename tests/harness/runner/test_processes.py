@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from harness.tracking import mlflow_store
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PROGRAM = Path(__file__).with_name("command_with_fault.py")
-RECORDER = Path(__file__).with_name("command_that_records_rows.py")
+ROW_RECORDER = Path(__file__).with_name("command_that_records_rows.py")
+SHARE_RECORDER = Path(__file__).with_name("command_that_records_shares.py")
 ENOUGH = 240
 
 
@@ -38,13 +40,13 @@ class Ended:
 def start(*words, processes=2, fault=None, record=None, environment=None, waits=ENOUGH):
     """Start the command as torchrun would, so that each exit code is seen.
 
-    fault: (what, process, update). record: the folder in which written rows are recorded.
+    fault: (what, process, update). record: a program that records, and the folder of its files.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     program = ["-m", "harness"] if fault is None else [str(PROGRAM), *map(str, fault)]
-    program = program if record is None else [str(RECORDER), str(record)]
+    program = program if record is None else list(map(str, record))
     shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     started = []
     for rank in range(processes):
@@ -184,7 +186,8 @@ def test_rows_are_written_once_and_are_the_same_in_both_processes(desk, tmp_path
         document = desk.continual(mitigations={"replay": {"share": 0.25, **written}, "kl": kl})
     document["train"] |= {"steps": None, "epochs": 2, "batch_size": 1, "accumulation": 4, "engine": "transformers"}
     one = desk.start(document)
-    ended = start("run", desk.write(halved(document)), record=tmp_path, environment={"HARNESS_EVALUATION_CACHE": 0})
+    recorder = (ROW_RECORDER, tmp_path)
+    ended = start("run", desk.write(halved(document)), record=recorder, environment={"HARNESS_EVALUATION_CACHE": 0})
     assert ended.codes == (0, 0), ended.errors
     two = desk.newest()
     writes = [json.loads(line) for line in (tmp_path / "writes.jsonl").read_text().splitlines()]
@@ -200,6 +203,47 @@ def test_rows_are_written_once_and_are_the_same_in_both_processes(desk, tmp_path
         assert all(main.values()), "no list is empty"
         assert main.keys() == {"trained"} | ({"kl, general"} if kind != "mixing" else set())
     equal(one, two)
+
+
+def test_each_item_is_measured_in_one_of_the_processes(desk, tmp_path):
+    document = desk.document(mitigations={"wise_ft": {"alphas": [0.5]}})
+    metrics = {"response_perplexity": {}, "kl_to_base": {}, "chrf": {}}
+    sampled = {"source": "second", "metrics": {"chrf": {}}, "max_new_tokens": 8, "temperature": 1.0, "samples": 2}
+    document["evaluate"]["domain"] |= {"metrics": metrics, "max_new_tokens": 8}
+    document["evaluate"]["sampled"] = sampled
+    document["train"] |= {"accumulation": 2, "engine": "transformers", "evaluate_steps": 1}
+    one = desk.start(document)
+    environment = {"HARNESS_EVALUATION_CACHE": 0}
+    ended = start("run", desk.write(halved(document)), record=(SHARE_RECORDER, tmp_path), environment=environment)
+    assert ended.codes == (0, 0), ended.errors
+    two = desk.newest()
+    equal(one, two)
+    for file in ("domain-stage0.jsonl", "sampled-stage0.jsonl", "domain-stage1.jsonl"):
+        items, of_two = (
+            [json.loads(line) for line in (place / "predictions" / file).read_text().splitlines()]
+            for place in (one, two)
+        )
+        assert [item["id"] for item in items] == [item["id"] for item in of_two]
+        if "stage0" in file:  # the same weights
+            assert [item["answer"] for item in items] == [item["answer"] for item in of_two]
+            assert [item["more_answers"] for item in items] == [item["more_answers"] for item in of_two]
+        if "domain" in file:
+            for name in ("nll", "kl"):
+                assert [item[name] for item in of_two] == pytest.approx([item[name] for item in items], rel=1e-3)
+    shares = [
+        [tuple(json.loads(line)) for line in (tmp_path / f"shares-{rank}.jsonl").read_text().splitlines()]
+        for rank in (0, 1)
+    ]
+    for rank, share in enumerate(shares):
+        assert {index % 2 for *_, index in share} == {rank}
+        assert {(stage, suite, kind) for stage, suite, kind, _ in share} >= {
+            (1, "domain", "ResponseLikelihoods"), (1, "domain", "BaseDivergences"), (1, "domain", "GeneratedAnswers"),
+            (0, "sampled", "GeneratedAnswers"),
+        }  # fmt: skip
+    within, at_end = (2, 1)  # evaluations after step 1 and the last step, and after the stage
+    counts = Counter(entry for share in shares for entry in share)
+    assert {count for (stage, *_), count in counts.items() if stage == 0} == {1}
+    assert max(counts.values()) <= within + at_end
 
 
 def test_torchrun_stops_early_where_one_process_does(desk, tmp_path):
