@@ -178,7 +178,7 @@ def activation_size(model: Any) -> ActivationSize | None:
     was_training = model.training
     model.train()
     try:
-        with torch.random.fork_rng(), torch.enable_grad():
+        with torch.random.fork_rng(), torch.enable_grad(), _experts_on_meta_device(model):
             few, more = (_stored_bytes(model, tokens) for tokens in PROBE_TOKENS)
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, NotImplementedError) as error:
         if is_out_of_memory(error):
@@ -288,6 +288,25 @@ def _stored_bytes(model: Any, tokens: int) -> int:
         sizes = {storage_id(tensor): tensor.untyped_storage().nbytes() for tensor in saved}
         del output
     return sum(size for storage, size in sizes.items() if storage not in weights)
+
+
+@contextmanager
+def _experts_on_meta_device(model: Any) -> Iterator[None]:
+    """Within the context, stacked experts compute on the meta device too.
+
+    There torch's grouped matrix product takes bfloat16 only. Transformers' own, which stores the same, takes any dtype.
+    """
+    if next(model.parameters()).device.type != "meta":
+        yield
+        return
+    from transformers.integrations import moe
+
+    kernel_check = moe._can_use_grouped_mm
+    moe._can_use_grouped_mm = lambda *arguments: False
+    try:
+        yield
+    finally:
+        moe._can_use_grouped_mm = kernel_check
 
 
 @contextmanager

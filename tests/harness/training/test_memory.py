@@ -11,6 +11,7 @@ import torch
 from harness_mitigations.ewc import Ewc
 from harness_mitigations.kl import build_kl_mitigation
 from harness_mitigations.lora import Lora
+from support.architectures import build_architecture
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.model.load import parameter_count
@@ -90,6 +91,14 @@ def test_activations_are_measured_without_weights_too(tiny_model):
     size = memory_estimate.activation_size(tiny_model)
     on_meta = memory_estimate.activation_size(copy.deepcopy(tiny_model).to("meta"))
     assert on_meta.stored == pytest.approx(size.stored, rel=0.3)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "llama4"])
+def test_activations_of_experts_are_measured_without_weights_too(name, tokenizer):
+    model = build_architecture(name, tokenizer)
+    size = memory_estimate.activation_size(model)
+    on_meta = memory_estimate.activation_size(model.to("meta"))
+    assert on_meta.stored == pytest.approx(size.stored, rel=0.1)
 
 
 def test_at_most_five_inputs_of_layers_are_left_on_the_device():

@@ -24,29 +24,36 @@ from harness.utils import cache_dir
 
 SHA = "ab" * 32
 
-# asks for an entry whose builder logs its start and then takes a while, or never ends
+# asks for an entry whose builder logs its start, and ends when another process waits for the entry
 BUILD_SCRIPT = """
 import sys, time
 from pathlib import Path
 from harness.utils import cache_dir as cache
-log, seconds = Path(sys.argv[1]), float(sys.argv[2])
+log, waiting = Path(sys.argv[1]), Path(sys.argv[2])
 def build(scratch):
     (scratch / cache.MODEL_FOLDER).mkdir()
     (scratch / cache.MODEL_FOLDER / "model.safetensors").write_bytes(b"half")
     with log.open("a") as stream:
         stream.write("built\\n")
-    time.sleep(seconds)
+    while not waiting.exists():
+        time.sleep(0.02)
     (scratch / cache.MODEL_FOLDER / "config.json").write_text("{}")
     return {"digest": "d"}
 notes = []
-print(cache.get_or_build_model("ab" * 32, "test", build, lambda *call: notes.append(call[3])).folder, notes)
+def note(*call):
+    notes.append(call[3])
+    waiting.touch()
+print(cache.get_or_build_model("ab" * 32, "test", build, note).folder, notes)
 """
 
 
-def start_build_process(log: Path, seconds: float) -> subprocess.Popen[str]:
-    """Start a process that asks for a cache entry whose build takes this long."""
+def start_build_process(log: Path, waiting: Path) -> subprocess.Popen[str]:
+    """Start a process that asks for a cache entry.
+
+    log: gets a line when the build begins. waiting: exists when a process waits for the entry, which ends the build.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", BUILD_SCRIPT, str(log), str(seconds)]
+    command = [sys.executable, "-c", BUILD_SCRIPT, str(log), str(waiting)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -66,10 +73,10 @@ def wait_for(path: Path) -> None:
 
 
 def test_two_concurrent_processes_convert_once_and_share_the_entry(tmp_path, cache_root):
-    log = tmp_path / "log"
-    first = start_build_process(log, 1.5)
+    log, waiting = tmp_path / "log", tmp_path / "waiting"
+    first = start_build_process(log, waiting)
     wait_for(log)
-    second = start_build_process(log, 1.5)
+    second = start_build_process(log, waiting)
     answers = [process.communicate(timeout=60)[0].strip() for process in (first, second)]
     folder = cache_root / "models" / f"{SHA[:32]}-v1"
     assert answers[0] == f"{folder} []"
@@ -79,7 +86,7 @@ def test_two_concurrent_processes_convert_once_and_share_the_entry(tmp_path, cac
 
 def test_killed_conversion_leaves_no_entry_and_is_cleaned_up(tmp_path, cache_root):
     log = tmp_path / "log"
-    killed = start_build_process(log, 60)
+    killed = start_build_process(log, tmp_path / "waiting")
     wait_for(log)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
