@@ -10,6 +10,7 @@ from harness.cli.options import (
     add_command,
     add_json_argument,
     add_spec_arguments,
+    int_at_least,
     print_json,
     print_renderable,
 )
@@ -28,6 +29,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--device", metavar="NAME", help="estimate memory and time on a GPU, e.g. h100-80, a10-24, rtx-4090"
     )
+    parser.add_argument(
+        "--gpus", type=int_at_least(1), default=1, metavar="N", help="count steps, memory and time for N GPUs"
+    )
     add_json_argument(parser)
 
 
@@ -42,7 +46,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     with Console.from_options(quiet=True, json=False) as console:
         registry.manager.register(console, name="console")
-        summary = plan_summary.summarize_plan(spec, registry, arguments.device)
+        summary = plan_summary.summarize_plan(spec, registry, arguments.device, arguments.gpus)
     if arguments.json:
         print_json(summary)
     else:

@@ -27,7 +27,14 @@ from harness.runner.device_table import Device, find_device
 from harness.runner.prepare import PreparedRun
 from harness.runner.weight_counts import WeightCounts, count_weights
 from harness.spec import plan as plan_module
-from harness.training.memory_kinds import MemoryEstimate, fitting_settings, logit_bytes, with_offloaded_shards
+from harness.spec.sharded_training import sharding_obstacles
+from harness.training.memory_kinds import (
+    MemoryEstimate,
+    fitting_settings,
+    logit_bytes,
+    with_offloaded_shards,
+    with_shards,
+)
 from harness.training.step_log import row_lengths
 from harness.types import StageDataset
 
@@ -47,20 +54,23 @@ class StageMemory:
     estimate: MemoryEstimate
 
 
-def estimate_memory(prepared: PreparedRun, registry: Registry, device_name: str | None = None) -> dict[str, Any] | None:
-    """Estimate the memory of a run on this machine, or on a named device.
+def estimate_memory(
+    prepared: PreparedRun, registry: Registry, device_name: str | None = None, processes: int = 1
+) -> dict[str, Any] | None:
+    """Estimate the memory of a run on this machine, or on each of several named devices.
 
     Args:
         prepared: The prepared run.
         registry: Creates mitigations and optimizers.
         device_name: See `DEVICES`; None: this machine.
+        processes: Number of processes, with a device each.
 
     Returns:
-        `device`; `weights` and `trained` (numbers of weights); `bytes` of weights, gradients and optimizer;
-        `batch_tokens` of the largest batch, and the bytes of its `activations`, also `checkpointed`, None if they are
-        not known; `kinds`, see `MemoryEstimate.as_dict`, None likewise. For a named device also `available` bytes,
-        `fits` (None if activations are not known), `remedies` (lists of keys with which it would fit), `hours`, and
-        `note` on its number format. None if the model's config is not available.
+        `device`; `processes`; `weights` and `trained` (numbers of weights); of a process: `bytes` of weights, gradients
+        and optimizer, `batch_tokens` of the largest batch, and the bytes of its `activations`, also `checkpointed`,
+        None if they are not known; `kinds`, see `MemoryEstimate.as_dict`, None likewise. For a named device also
+        `available` bytes, `fits` (None if activations are not known), `remedies` (lists of keys with which it would
+        fit), `hours`, and `note` on its number format. None if the model's config is not available.
     """
     counts = count_weights(prepared, registry)
     if counts is None:
@@ -69,7 +79,8 @@ def estimate_memory(prepared: PreparedRun, registry: Registry, device_name: str 
     name, size = _device_and_weight_size(prepared.plan.train["precision"], device)
     name = device_name or name
     available = None if device is None else int(USABLE_SHARE * device.gigabytes * 2**30) - CONTEXT_BYTES
-    stages = _estimate(prepared, counts, registry, size, available, has_gpu=name != "cpu")
+    estimator = _RunEstimator(registry, size, available, has_gpu=name != "cpu", processes=processes)
+    stages = estimator.estimate(prepared, counts)
     estimate = max((stage.estimate for stage in stages), key=lambda each: each.peak)
     tokens = max(
         _largest_batch(data, {**data.stage.train, **stage.settings}["batch_size"])
@@ -77,6 +88,7 @@ def estimate_memory(prepared: PreparedRun, registry: Registry, device_name: str 
     )
     result = {
         "device": name,
+        "processes": processes,
         "batch_tokens": tokens,
         "activations": _activation_bytes(counts.activations, tokens, size),
         "checkpointed": _activation_bytes(counts.checkpointed, tokens, size),
@@ -93,51 +105,66 @@ def estimate_memory(prepared: PreparedRun, registry: Registry, device_name: str 
         "available": available,
         "fits": fits,
         "settings": {stage.name: dict(stage.settings) for stage in stages if stage.settings},
-        "remedies": [] if fits is not False else list(_remedies(prepared, registry, size, available)),
-        "hours": _training_flops(prepared, counts, stages) / (UTILIZATION * device.teraflops * 1e12) / 3600,
+        "remedies": [] if fits is not False else list(_remedies(prepared, estimator)),
+        "hours": _training_flops(prepared, counts, stages) / (UTILIZATION * device.teraflops * 1e12) / 3600 / processes,
         "note": None if device.has_bfloat16 else f"{name} has no bfloat16: set train.precision to float16 or float32",
     }
 
 
-def _estimate(
-    prepared: PreparedRun,
-    counts: WeightCounts,
-    registry: Registry,
-    size: int,
-    available: int | None,
-    *,
-    has_gpu: bool = True,
-) -> list[StageMemory]:
-    """Estimate the memory of each stage.
+@dataclass(frozen=True)
+class _RunEstimator:
+    """Estimates the memory of the stages of a run on a device.
 
-    Args:
-        prepared: The prepared run.
-        counts: Its weights.
+    Attributes:
         registry: Creates mitigations and optimizers.
         size: Bytes of a number in the computation.
         available: Bytes of the device, for the settings that a stage leaves to it; None: it is not known. Then
             `"gradient_checkpointing": "auto"` does not recompute activations, and the batch is as given.
         has_gpu: Whether the device has memory of its own; without it, main memory is not another place.
+        processes: Number of processes, with a device each.
     """
-    mitigations = plan_module.create_mitigations(prepared.plan.mitigations, registry)
-    rows = prepared.data.tokenized_rows
-    extra_tokens = sum(mitigation.extra_tokens(rows) for _, mitigation in mitigations)
-    quantization = prepared.location.quantization or (prepared.location.base or prepared.location).quantization
-    stages = []
-    for stage_data in prepared.data.stages:
-        train = stage_data.stage.train
-        ((name, options),) = train["optimizer"].items()
-        bytes_per_weight = registry.create("optimizers", name, options).bytes_per_weight
-        estimator = _StageEstimator(counts, quantization, size, bytes_per_weight, stage_data, extra_tokens, has_gpu)
-        settings: dict[str, Any] = {}
-        is_left_open = train.get("find_batch_size", False) or train["gradient_checkpointing"] == "auto"
-        if is_left_open and available is not None and counts.activations is not None:
-            settings = fitting_settings(train, estimator.peak, available)
-        chosen = {**train, **settings}
-        is_checkpointed = chosen["gradient_checkpointing"] is True
-        estimate = estimator.estimate(chosen["batch_size"], chosen["accumulation"], is_checkpointed)
-        stages.append(StageMemory(stage_data.stage.name, settings, estimate))
-    return stages
+
+    registry: Registry
+    size: int
+    available: int | None
+    has_gpu: bool
+    processes: int
+
+    def estimate(self, prepared: PreparedRun, counts: WeightCounts) -> list[StageMemory]:
+        """Estimate the memory of each stage.
+
+        Args:
+            prepared: The prepared run.
+            counts: Its weights.
+        """
+        mitigations = plan_module.create_mitigations(prepared.plan.mitigations, self.registry)
+        rows = prepared.data.tokenized_rows
+        extra_tokens = sum(mitigation.extra_tokens(rows) for _, mitigation in mitigations)
+        quantization = prepared.location.quantization or (prepared.location.base or prepared.location).quantization
+        stages = []
+        for stage_data in prepared.data.stages:
+            train = stage_data.stage.train
+            ((name, options),) = train["optimizer"].items()
+            bytes_per_weight = self.registry.create("optimizers", name, options).bytes_per_weight
+            estimator = _StageEstimator(
+                counts,
+                quantization,
+                self.size,
+                bytes_per_weight,
+                stage_data,
+                extra_tokens,
+                has_gpu=self.has_gpu,
+                processes=self.processes,
+            )
+            settings: dict[str, Any] = {}
+            is_left_open = train.get("find_batch_size", False) or train["gradient_checkpointing"] == "auto"
+            if is_left_open and self.available is not None and counts.activations is not None:
+                settings = fitting_settings(train, estimator.peak, self.available)
+            chosen = {**train, **settings}
+            is_checkpointed = chosen["gradient_checkpointing"] is True
+            estimate = estimator.estimate(chosen["batch_size"], chosen["accumulation"], is_checkpointed)
+            stages.append(StageMemory(stage_data.stage.name, settings, estimate))
+        return stages
 
 
 @dataclass(frozen=True)
@@ -152,6 +179,7 @@ class _StageEstimator:
         stage_data: The stage.
         extra_tokens: See `Mitigation.extra_tokens`, of all mitigations.
         has_gpu: Whether the device has memory of its own.
+        processes: Number of processes, with a device each.
     """
 
     counts: WeightCounts
@@ -161,6 +189,7 @@ class _StageEstimator:
     stage_data: StageDataset
     extra_tokens: int
     has_gpu: bool
+    processes: int
 
     def estimate(self, batch_size: int, accumulation: int, checkpointing: bool) -> MemoryEstimate:
         """Return the estimate for these settings; see `PeakOfSettings`."""
@@ -192,8 +221,11 @@ class _StageEstimator:
             accumulates=accumulation > 1,
             main_memory=layer_inputs if is_offloaded else 0,
         )
+        gathered = counts.gathered / (counts.trained + counts.frozen)
         if self.has_gpu and train.get("offload_shards", False):
-            return with_offloaded_shards(estimate, counts.gathered / (counts.trained + counts.frozen))
+            return with_offloaded_shards(estimate, gathered)
+        if self.processes > 1 and train["sharding"] is not None:
+            return with_shards(estimate, gathered, self.processes)
         return estimate
 
     def peak(self, batch_size: int, accumulation: int, checkpointing: bool) -> int:
@@ -229,9 +261,9 @@ def _training_flops(prepared: PreparedRun, counts: WeightCounts, stages: Sequenc
     return total
 
 
-def _remedies(prepared: PreparedRun, registry: Registry, size: int, available: int) -> Iterator[list[str]]:
+def _remedies(prepared: PreparedRun, estimator: _RunEstimator) -> Iterator[list[str]]:
     """Yield lists of keys to set with which the run would fit, from the smallest change to the largest."""
-    train = prepared.plan.train
+    train, registry = prepared.plan.train, estimator.registry
     smaller = _with_batch_of_one(train)
     has_adapter = any(m.adds_adapter for _, m in plan_module.create_mitigations(prepared.plan.mitigations, registry))
     checkpointing = {} if train["gradient_checkpointing"] is True else {"gradient_checkpointing": True}
@@ -239,14 +271,18 @@ def _remedies(prepared: PreparedRun, registry: Registry, size: int, available: i
     whole = count_weights(prepared, registry)
     experts = {"experts": True} if whole is not None and whole.experts else {}
     quantization: dict[str, Any] = {"model.quantization": {"bitsandbytes": experts}}
+    has_obstacle = any(any(sharding_obstacles(prepared.plan, stage, registry)) for stage in prepared.plan.stages)
+    sharding = {} if estimator.processes == 1 or train["sharding"] or has_obstacle else {"sharding": "fsdp2"}
     changes: list[tuple[dict[str, Any], bool, bool]] = [
         (smaller, False, False),
         (checkpointing, False, False),
         ({**smaller, **checkpointing}, False, False),
+        ({**checkpointing, **sharding}, False, False),
+        ({**smaller, **checkpointing, **sharding}, False, False),
         ({**smaller, **checkpointing}, bool(lora), False),
         ({**smaller, **checkpointing}, bool(lora), not prepared.plan.model.get("quantization")),
     ]
-    seen: list[list[str]] = []
+    available, seen = estimator.available or 0, list[list[str]]()
     for settings, adds_lora, quantizes in changes:
         keys = [f"train.{key}={_json(value)}" for key, value in settings.items()]
         keys += [f"{key}={_json(value)}" for key, value in (lora if adds_lora else {}).items()]
@@ -260,7 +296,7 @@ def _remedies(prepared: PreparedRun, registry: Registry, size: int, available: i
         if (
             counts is not None
             and counts.activations is not None
-            and all(stage.estimate.peak <= available for stage in _estimate(changed, counts, registry, size, available))
+            and all(stage.estimate.peak <= available for stage in estimator.estimate(changed, counts))
         ):
             yield keys
             return

@@ -24,13 +24,14 @@ from harness.types import Plan, Stage, StageDataset, StageSource
 ZERO_SIZES = {"rows": 0, "tokens": 0, "loss_tokens": 0}
 
 
-def summarize_plan(spec: Spec, registry: Registry, device: str | None = None) -> dict[str, Any]:
+def summarize_plan(spec: Spec, registry: Registry, device: str | None = None, processes: int = 1) -> dict[str, Any]:
     """Summarize the plan as plain data.
 
     Args:
         spec: The spec.
         registry: The plugin registry.
         device: The device whose memory and time are estimated, see `device_table`; None: this machine.
+        processes: Number of processes, with a device each.
 
     Returns:
         `name`, `model`, `template`, `mitigations`, `sources`, `held_out`, `stages`, `suites`, `memory`,
@@ -57,7 +58,7 @@ def summarize_plan(spec: Spec, registry: Registry, device: str | None = None) ->
         **summary,
         "sources": {name: dict(counts) for name, counts in prepared.data.counts.items()},
         "held_out": {name: dict(rule) for name, rule in prepared.data.held_out_rules.items()},
-        "stages": [_stage_summary(stage_data) for stage_data in prepared.data.stages],
+        "stages": [_stage_summary(stage_data, processes) for stage_data in prepared.data.stages],
         "suites": [
             {
                 "name": suite.name,
@@ -67,7 +68,7 @@ def summarize_plan(spec: Spec, registry: Registry, device: str | None = None) ->
             }
             for suite in run_plan.suites
         ],
-        "memory": estimate_memory(prepared, registry, device),
+        "memory": estimate_memory(prepared, registry, device, processes),
         "recommendation": bfloat16_recommendation(run_plan.train["precision"]),
         "unknown": _unwritten_rows(run_plan, registry),
     }
@@ -113,7 +114,7 @@ def _source_summary(stage: Stage, source: StageSource) -> dict[str, Any]:
     return {**summary, **({} if source.written_by is None else {"written_by": source.written_by})}
 
 
-def _stage_summary(stage_data: StageDataset) -> dict[str, Any]:
+def _stage_summary(stage_data: StageDataset, processes: int = 1) -> dict[str, Any]:
     stage, sizes = stage_data.stage, stage_layout.sizes_by_source(stage_data.rows)
     parts = []
     for source in stage.sources:
@@ -129,7 +130,7 @@ def _stage_summary(stage_data: StageDataset) -> dict[str, Any]:
         ],
         "epochs": len(stage_data.epoch_ends),
         "epoch_shares": [dict(epoch) for epoch in stage_data.epoch_shares],
-        "steps": stage_data.count_steps(),
+        "steps": stage_data.count_steps(processes),
         "efficiency": stage_data.efficiency,
         "train": dict(stage.train),
     }

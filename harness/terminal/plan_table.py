@@ -89,7 +89,8 @@ def _device_lines(memory: Mapping[str, Any]) -> list[str]:
     if "available" not in memory:
         return lines
     verdict = "fits into" if memory["fits"] else "does not fit into"
-    lines[0] += f", which {verdict} the {memory['available'] / 2**30:.1f} GiB of {memory['device']}"
+    device = memory["device"] if memory["processes"] == 1 else f"each of {memory['processes']} {memory['device']}"
+    lines[0] += f", which {verdict} the {memory['available'] / 2**30:.1f} GiB of {device}"
     lines += [
         f"stage '{name}' there: {', '.join(f'{key} {value}' for key, value in settings.items())}"
         for name, settings in memory["settings"].items()

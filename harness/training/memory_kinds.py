@@ -58,6 +58,24 @@ class MemoryEstimate:
         return {**{kind: size for kind, size in asdict(self).items() if kind not in hidden}, "peak": self.peak}
 
 
+def with_shards(estimate: MemoryEstimate, gathered: float, processes: int) -> MemoryEstimate:
+    """Return the estimate of one process with weights divided among several: `train.sharding`.
+
+    Args:
+        estimate: The estimate with whole weights, gradients and optimizer states.
+        gathered: See `with_offloaded_shards`.
+        processes: The number of processes.
+    """
+    share = min(1.0, 1 / processes + gathered)
+    return replace(
+        estimate,
+        weights=int(share * estimate.weights),
+        gradients=int(share * estimate.gradients),
+        optimizer=estimate.optimizer // processes,
+        whole_weights=estimate.weights,
+    )
+
+
 def with_offloaded_shards(estimate: MemoryEstimate, gathered: float) -> MemoryEstimate:
     """Return the estimate with weights, gradients and optimizer states in main memory: `train.offload_shards`.
 
