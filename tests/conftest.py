@@ -21,7 +21,7 @@ os.environ.setdefault("HARNESS_BFLOAT16_RATIO", "0.0")  # a warning must not dep
 
 @pytest.fixture(autouse=True)
 def fixed_seeds():
-    """Seed every test alike: the last digits of a random model must not depend on the tests before it."""
+    """Seed every test alike: the last digits of its random weights must not depend on the tests before it."""
     random.seed(0)
     np.random.seed(0)
     if "torch" in sys.modules:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from harness.utils import stop_signals
+
 T = TypeVar("T")
+
+
+SIGNAL_SECONDS = 0.2
+"""How long a signal waits while the main process waits for the workers."""
 
 
 @dataclass(frozen=True)
 class _SharedWork:
-    """What a worker that waits for a broadcast does first.
+    """What the main process broadcasts in place of a value, so that the workers perform a request.
 
     Attributes:
         request: The argument of `Processes.perform`.
@@ -60,7 +67,9 @@ class Processes:
         return main_value
 
     def share(self, request: Any, own_part: Callable[[], None]) -> list[Any]:
-        """Let every worker perform a request while this process does its own part. The main process calls this.
+        """Let every worker perform a request while this process does its own part.
+
+        The main process of several calls this. A signal ends its wait for the workers.
 
         Args:
             request: The argument of `perform` in the workers.
@@ -69,12 +78,21 @@ class Processes:
         Returns:
             The results of the workers, by rank.
         """
-        if self.world_size == 1:
-            own_part()
-            return []
         self._broadcast(_SharedWork(request))
         own_part()
-        return self._gather(None)[1:]
+        gathered = Future[list[Any]]()
+
+        def gather() -> None:
+            try:
+                gathered.set_result(self._gather(None))
+            except Exception as error:
+                gathered.set_exception(error)
+
+        # A collective in the main thread would hold signals back until the last worker has finished.
+        threading.Thread(target=gather, name="harness-gather", daemon=True).start()
+        while not wait([gathered], SIGNAL_SECONDS).done:
+            stop_signals.raise_if_requested()
+        return gathered.result()[1:]
 
     def _broadcast(self, value: Any) -> Any:
         from torch import distributed

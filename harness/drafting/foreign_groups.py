@@ -225,17 +225,21 @@ def _import_model_config(config: Mapping[str, Any], imported: ImportedSpec) -> N
 
 def _import_checkpoint_quantization(config: Mapping[str, Any], imported: ImportedSpec) -> None:
     """Set whether a checkpoint that is quantized itself is dequantized; its files name its method."""
-    key, method = "model_quantization_config", config.get("model_quantization_config")
-    options = config.get(f"{key}_kwargs") or {}
-    if not method:
-        return
-    if not isinstance(options, Mapping) or set(options) - {"dequantize"}:
-        imported.dropped.append((f"{key}_kwargs", "of a checkpoint's own quantization only dequantize can be set"))
+    key, options_key = "model_quantization_config", "model_quantization_config_kwargs"
+    options = config.get(options_key) or {}
+    options = options if isinstance(options, Mapping) else {"": options}
+    if not config.get(key):
+        if options:
+            imported.unneeded.append((options_key, f"Axolotl does not read it without {key}"))
         return
     imported.unneeded.append((key, "the model's config.json names its quantization"))
-    if options.get("dequantize"):
-        imported.document["model"]["dequantize"] = True
-        imported.carried.append((f"{key}_kwargs", "model.dequantize"))
+    for option, value in options.items():
+        if option != "dequantize":
+            what = "of a checkpoint's own quantization only dequantize can be set"
+            imported.dropped.append((f"{options_key}: {option}", what))
+        elif value:
+            imported.document["model"]["dequantize"] = True
+            imported.carried.append((f"{options_key}: dequantize", "model.dequantize"))
 
 
 def _import_eaft(config: Mapping[str, Any], imported: ImportedSpec) -> None:

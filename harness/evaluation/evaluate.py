@@ -205,8 +205,8 @@ def _measure_items(
                 counter.advance(f"{label}, stored")
         if use_cache:
             keys = [request_keys[index] for index in range(len(items))]
-            shares = [] if context.processes.world_size == 1 else [context.processes.world_size]
-            batches = [context.suite.batch_size, asdict(context.batch_support), *shares]
+            split = [context.processes.world_size] if context.processes.world_size > 1 else []
+            batches = [context.suite.batch_size, asdict(context.batch_support), *split]
             cache_key = base_cache.measurement_key(context.stage, fingerprint, requirement, settings, keys, batches)
 
     def on_item(index: int, fields: Mapping[str, Any], note: str = label) -> None:

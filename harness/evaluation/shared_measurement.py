@@ -1,11 +1,12 @@
 """Measure the items of a suite in all processes of a run.
 
 Item i belongs to process i modulo their number. A process puts the items of its share into batches as if the suite had
-no others. An item's batch does not depend on what is measured already, so a resumed evaluation gets the same numbers.
+no others, so its batches do not depend on what other processes measure.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,12 @@ from harness.evaluation.batch_support import BatchSupport
 from harness.evaluation.context import EvalContext, ItemCallback, ModelMeasurement
 
 CreateMeasurement = Callable[[EvalContext], ModelMeasurement]
+
+BATCHES_OF_A_REQUEST = 16
+"""Batches of answers that a process generates before the main process stores them.
+
+The other measurements are one request: they put all items of a share into batches, whatever is requested.
+"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,20 @@ class SharedMeasurement:
 
     def run(self, todo: Sequence[int], on_item: ItemCallback) -> None:
         """Measure the items `todo`: those of this process are reported as they are done, then those of the others."""
+        for part in self._split(todo):
+            self._measure(part, on_item)
+
+    def _split(self, todo: Sequence[int]) -> list[list[int]]:
+        """Return the items of each request."""
+        if self._requirement != "answer":
+            return [list(todo)]
+        size = self._context.processes.world_size * self._context.suite.batch_size * BATCHES_OF_A_REQUEST
+        parts: dict[int, list[int]] = defaultdict(list)
+        for index in todo:
+            parts[index // size].append(index)
+        return [parts[number] for number in sorted(parts)]
+
+    def _measure(self, todo: Sequence[int], on_item: ItemCallback) -> None:
         context = self._context
         request = MeasurementRequest(
             context.suite.name, context.stage, self._requirement, tuple(todo), context.batch_support

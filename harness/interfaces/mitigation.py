@@ -438,7 +438,7 @@ class Mitigation(GuardedComponent):
     ) -> Mapping[str, float]:
         """Read the scores of a mid-stage evaluation, and read or change the weights. Called without gradients.
 
-        Called in every process alike, with the scores that the main process measured. Early stopping has decided
+        Called in every process alike, with the scores that the main process computed. Early stopping has decided
         already, from the same scores; `restore_best` restores the weights that were evaluated, not changed ones.
 
         Args:

@@ -101,7 +101,7 @@ def load_model(
         )
     quantization.require_quantized_experts(model, location.quantization)
     if location.dequantize:
-        quantization.dequantize(model)
+        quantization.dequantize(model, dtype)
     quantization.finish_dequantization(model, _load_config(location, settings), dtype)
     quantization.prepare_quantized_layers(model)
     tokenizer = load_tokenizer(location, settings)

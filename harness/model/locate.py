@@ -15,7 +15,7 @@ from typing import Any, Literal
 from harness.errors import HarnessError
 from harness.model import gguf_header, hub, pypi_wheel
 from harness.model.added_tokens import NO_TOKENS, SETTINGS, AddedTokens
-from harness.model.quantization_settings import load_quantization, quantized_digest
+from harness.model.quantization_settings import DEQUANTIZED, load_quantization, loaded_digest
 from harness.types import Progress, no_progress
 from harness.utils import cache_dir, file_digests
 from harness.utils.find_run import RUN_SCHEME, find_finished_run
@@ -78,13 +78,13 @@ def resolve_model(
             disk.
     """
     location = _resolve_files(settings, output, progress)
-    quantization = settings.get("quantization")
-    if quantization and location.base is None:
-        digest = quantized_digest(location.digest, quantization)
-        location = replace(location, digest=digest, quantization=quantization)
-    if settings.get("dequantize") and location.base is None:
-        digest = quantized_digest(location.digest, {"dequantize": True})
-        location = replace(location, digest=digest, dequantize=True)
+    quantization, dequantize = settings.get("quantization"), bool(settings.get("dequantize"))
+    if quantization and dequantize:
+        what = "model.quantization quantizes the weights that it would dequantize"
+        raise HarnessError("model.dequantize", what, "remove one of them")
+    if (quantization or dequantize) and location.base is None:
+        digest = loaded_digest(location.digest, quantization or DEQUANTIZED)
+        location = replace(location, digest=digest, quantization=quantization, dequantize=dequantize)
     added = AddedTokens.from_settings(settings)
     if not added:
         return location
@@ -177,10 +177,11 @@ def _locate_adapter_base(
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"the adapter of the run '{run_folder}' cannot be read ({type(error).__name__})"
         raise HarnessError(WHERE, what, "check that the folder is complete") from error
-    quantization = settings.get("quantization") or load_quantization(run_folder.resolve() / "model")
+    stored = load_quantization(run_folder.resolve() / "model")
+    is_dequantized = stored == DEQUANTIZED
     loading = {
-        "quantization": quantization,
-        "dequantize": settings.get("dequantize") or spec_settings.get("dequantize"),
+        "quantization": settings.get("quantization") or (None if is_dequantized else stored),
+        "dequantize": settings.get("dequantize") or is_dequantized,
     }
     settings = {**settings, **{key: spec_settings.get(key) for key in SETTINGS}, **loading}
     if not Path(path).is_dir() and (

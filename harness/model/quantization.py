@@ -31,6 +31,9 @@ BITSANDBYTES = "bitsandbytes"
 WHERE = "model.quantization"
 DEQUANTIZE = "model.dequantize"
 
+DEQUANTIZED_ATTRIBUTE = "harness_dequantized"
+"""Attribute of a loaded model: the method with which the weights of its checkpoint are quantized."""
+
 
 def quantization_method(model: Any) -> str | None:
     """Return the name of the method that the model's weights are quantized with, e.g. `fp8`; None if they are not."""
@@ -114,19 +117,18 @@ def loading_options(quantization: Mapping[str, Any] | None, dtype: torch.dtype, 
 def dequantizing_options(checkpoint_config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of `from_pretrained` with which transformers dequantizes a checkpoint while it loads.
 
-    There are none for bitsandbytes, whose weights `dequantize` makes ordinary ones afterwards.
+    There are none for an ordinary checkpoint, and for bitsandbytes, whose weights `dequantize` makes ordinary ones.
 
     Args:
         checkpoint_config: The content of its config.json.
 
     Raises:
-        HarnessError: The weights are not quantized, or transformers cannot dequantize their method.
+        HarnessError: Transformers cannot dequantize the method.
+        ImportError, ValueError: Its package is not installed, or the method is not known.
     """
     own = checkpoint_config.get("quantization_config")
-    if not isinstance(own, Mapping):
-        raise HarnessError(DEQUANTIZE, "the weights of the model are not quantized", "remove model.dequantize")
-    method = str(own.get("quant_method", BITSANDBYTES))
-    if method == BITSANDBYTES:
+    method = _own_method(checkpoint_config)
+    if not isinstance(own, Mapping) or method == BITSANDBYTES:
         return {}
     from transformers.quantizers.auto import AutoQuantizationConfig
 
@@ -138,9 +140,24 @@ def dequantizing_options(checkpoint_config: Mapping[str, Any]) -> dict[str, Any]
     return {"quantization_config": config}
 
 
+def dequantizing_config_class(method: str | None) -> str | None:
+    """Return the name of the class of transformers whose `dequantize` dequantizes a method; None if there is none."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    if method is None or method == BITSANDBYTES:
+        return None
+    return str(AUTO_QUANTIZATION_CONFIG_MAPPING[method].__name__)
+
+
+def _own_method(checkpoint_config: Mapping[str, Any]) -> str | None:
+    """Return the method with which a checkpoint is quantized itself; None if it is not."""
+    own = checkpoint_config.get("quantization_config")
+    return str(own.get("quant_method", BITSANDBYTES)) if isinstance(own, Mapping) else None
+
+
 def _can_be_dequantized(config: Any) -> bool:
-    """Return whether transformers dequantizes weights with this quantization config while it loads them."""
-    return isinstance(getattr(config, "dequantize", None), bool)
+    """Return whether `model.dequantize` dequantizes weights with this quantization config of transformers."""
+    return _method_name(config.quant_method) == BITSANDBYTES or isinstance(getattr(config, "dequantize", None), bool)
 
 
 def check_checkpoint(
@@ -157,13 +174,9 @@ def check_checkpoint(
         HarnessError: The checkpoint is quantized already, its method is unknown, its package or device is missing, or
             it cannot be dequantized.
     """
-    if checkpoint_config is None:
+    method = None if checkpoint_config is None else _own_method(checkpoint_config)
+    if checkpoint_config is None or method is None:
         return
-    options = dequantizing_options(checkpoint_config) if dequantize else {}
-    own = checkpoint_config.get("quantization_config")
-    if not isinstance(own, Mapping):
-        return
-    method = str(own.get("quant_method", BITSANDBYTES))
     if quantization:
         what = f"the weights of the model are quantized already ({method})"
         raise HarnessError(WHERE, what, "remove model.quantization, or give the unquantized model")
@@ -172,7 +185,9 @@ def check_checkpoint(
     unquantized = "give the unquantized model, and quantize it with model.quantization"
     try:
         with silence_libraries():
-            config = options.get("quantization_config") or AutoQuantizationConfig.from_dict(dict(own))
+            options = dequantizing_options(checkpoint_config) if dequantize else {}
+            own = dict(checkpoint_config["quantization_config"])
+            config = options.get("quantization_config") or AutoQuantizationConfig.from_dict(own)
             quantizer = AutoHfQuantizer.from_config(config, pre_quantized=True)
             quantizer.validate_environment(device_map=None, weights_only=True)
     except (ImportError, RuntimeError, ValueError, TypeError) as error:
@@ -216,8 +231,10 @@ def finish_dequantization(model: Any, checkpoint_config: Any, dtype: torch.dtype
         checkpoint_config: The config of its checkpoint.
         dtype: The dtype that was requested.
     """
-    if getattr(checkpoint_config, "quantization_config", None) is None or quantization_method(model) is not None:
+    method = _own_method(checkpoint_config.to_dict())
+    if method is None or quantization_method(model) is not None:
         return
+    setattr(model, DEQUANTIZED_ATTRIBUTE, method)
     if dtype == torch.float32:
         model.float()
     model._weight_conversions = None  # what was done to the weights of the checkpoint, to be reverted when it is saved
@@ -259,16 +276,17 @@ def dequantized_weight(layer: Any) -> Tensor:
     return values
 
 
-def dequantize(model: Any) -> None:
+def dequantize(model: Any, dtype: torch.dtype | None = None) -> None:
     """Make a model that bitsandbytes quantized an ordinary one with the same weights, in place.
-
-    Weights of 4 bits get the dtype that they were quantized from, those of 8 bits float32.
 
     Args:
         model: A causal language model without an adapter.
+        dtype: The dtype of the weights; None: weights of 4 bits get the dtype that they were quantized from, those of
+            8 bits float32.
     """
     for path, layer in quantized_layers(model).items():
         weight = dequantized_weight(layer)
+        weight = weight if dtype is None else weight.to(dtype)
         linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         linear.weight = nn.Parameter(weight)
         if layer.bias is not None:

@@ -23,7 +23,7 @@ from harness.errors import HarnessError
 from harness.interfaces.exporter import LOADING_HEADING
 from harness.model import frozen_lora, precision, quantization, svd_subspaces
 from harness.model.load import ADDED_ROWS_ATTRIBUTE, ORIGIN_ATTRIBUTE, PUBLISHED_CONFIG_ATTRIBUTE
-from harness.model.quantization_settings import quantizes_experts, save_quantization
+from harness.model.quantization_settings import DEQUANTIZED, quantizes_experts, save_quantization
 from harness.utils import cache_dir
 from harness.utils.silence import silence_libraries
 from harness.utils.write_errors import report_write_errors
@@ -154,7 +154,7 @@ def _save_adapter(model: Any, draft: Path) -> None:
         for config in model.peft_config.values():
             config.base_model_name_or_path = origin.path
             config.revision = origin.revision
-        save_quantization(origin.quantization, draft)
+        save_quantization(DEQUANTIZED if origin.dequantize else origin.quantization, draft)
     if frozen_lora.frozen_lora(model):
         frozen_lora.save_joined_adapter(model, draft)
         return
@@ -194,7 +194,17 @@ def _describe_loading(model: Any, folder: Path) -> str:
             lines[1] = "from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig"
             lines.append(quantization.config_source(origin.quantization, dtype))
             options = f"{options}, quantization_config=quantization"
+        method = getattr(causal_lm, quantization.DEQUANTIZED_ATTRIBUTE, None)
+        config_class = quantization.dequantizing_config_class(method)
+        if config_class is not None:
+            lines[1] = f"from transformers import AutoModelForCausalLM, AutoTokenizer, {config_class}"
+            options = f"{options}, quantization_config={config_class}(dequantize=True)"
         lines.append(f"base = AutoModelForCausalLM.from_pretrained({config.base_model_name_or_path!r}{options})")
+        if config_class is not None and dtype == "float32":
+            lines.append("base = base.float()  # transformers dequantizes to bfloat16")
+        if method == quantization.BITSANDBYTES:
+            lines.insert(0, "import torch")
+            lines.append(f"base = base.dequantize(torch.{dtype})")
         if getattr(causal_lm, ADDED_ROWS_ATTRIBUTE, ()):
             rows = causal_lm.config.get_text_config().vocab_size
             lines.append(f"base.resize_token_embeddings({rows})  # the adapter has the rows of added tokens")

@@ -168,20 +168,31 @@ class StageEvaluator:
         with (
             restored_training_state(staged_model.model),
             self._model_to_evaluate(
-                staged_model, request.stage, request.batch_support, self.context.processes
+                staged_model,
+                request.stage,
+                request.batch_support,
+                self.context.processes,
+                with_base=request.requirement == "base",
             ) as evaluated_model,
         ):
             return evaluate.measure_for_main_process(evaluated_model, suite, examples, request)
 
     @contextmanager
     def _model_to_evaluate(
-        self, staged_model: WeightsToEvaluate, stage_index: int, batch_support: BatchSupport, processes: Processes
+        self,
+        staged_model: WeightsToEvaluate,
+        stage_index: int,
+        batch_support: BatchSupport,
+        processes: Processes,
+        *,
+        with_base: bool = True,
     ) -> Iterator[ModelToEvaluate]:
-        """Provide the model as it is evaluated after a stage."""
+        """Provide the model as it is evaluated after a stage, with its base model unless `with_base` is false."""
         prepared, model = self.context.prepared, staged_model.model
         trains_earlier_run = self.context.adapter_policy is not None
         # Without its new adapter the untrained model is the base model, whose answers all arms share.
         untrained = contextlib.nullcontext() if stage_index or trains_earlier_run else save.base_model(model)
+        has_base = stage_index > 0 or trains_earlier_run
         with untrained, self.context.autocast(model):
             yield ModelToEvaluate(
                 model,
@@ -191,7 +202,7 @@ class StageEvaluator:
                 seed=self.context.plan.seed,
                 max_length=prepared.max_length,
                 templates=prepared.templates,
-                base_context=self._base_context(staged_model) if stage_index or trains_earlier_run else None,
+                base_context=self._base_context(staged_model) if with_base and has_base else None,
                 batch_support=batch_support,
                 use_cache=stage_index == 0,
                 processes=processes,

@@ -21,6 +21,9 @@ def quantized_training_errors(spec: Spec, plan: Plan, registry: Registry) -> Ite
     """
     if spec.document["model"]["quantization"] is None:
         return
+    if spec.document["model"]["dequantize"]:
+        what = "model.quantization quantizes the weights that it would dequantize"
+        yield HarnessError(spec.where(("model", "dequantize")), what, "remove one of them")
     where = spec.where(("model", "quantization"))
     has_experts = spec.document["model"]["quantization"]["bitsandbytes"]["experts"]
     for stage in plan.stages:

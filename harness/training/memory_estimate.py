@@ -301,12 +301,13 @@ def _experts_on_meta_device(model: Any) -> Iterator[None]:
         return
     from transformers.integrations import moe
 
-    kernel_check = moe._can_use_grouped_mm
-    moe._can_use_grouped_mm = lambda *arguments: False
+    name = "_can_use_grouped_mm"  # private to transformers: without it only experts have no estimate
+    kernel_check = getattr(moe, name, None)
+    setattr(moe, name, lambda *arguments: False)
     try:
         yield
     finally:
-        moe._can_use_grouped_mm = kernel_check
+        setattr(moe, name, kernel_check)
 
 
 @contextmanager

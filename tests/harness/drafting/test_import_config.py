@@ -567,16 +567,20 @@ def test_a_quantized_checkpoint_is_dequantized_if_the_configuration_says_so(kwar
     config = {"model_quantization_config": "Mxfp4Config", "model_quantization_config_kwargs": kwargs}
     result, carried, _, unneeded, dropped = axolotl_lists(imported, config)
     assert result.document["model"].get("dequantize") is dequantize
-    assert carried.get("model_quantization_config_kwargs") == ("model.dequantize" if dequantize else None)
+    found = carried.get("model_quantization_config_kwargs: dequantize")
+    assert found == ("model.dequantize" if dequantize else None)
     assert "names its quantization" in unneeded["model_quantization_config"]
     assert not any("quantization" in key for key in dropped)
 
 
 def test_other_options_of_a_quantized_checkpoint_are_not_expressible(imported):
-    kwargs = {"weight_block_size": [64, 64]}
+    kwargs = {"weight_block_size": [64, 64], "dequantize": True}
     config = {"model_quantization_config": "FineGrainedFP8Config", "model_quantization_config_kwargs": kwargs}
     result, _, _, _, dropped = axolotl_lists(imported, config)
-    assert "only dequantize can be set" in dropped["model_quantization_config_kwargs"]
+    assert "only dequantize can be set" in dropped["model_quantization_config_kwargs: weight_block_size"]
+    assert result.document["model"]["dequantize"] is True
+    result, _, _, unneeded, _ = axolotl_lists(imported, {"model_quantization_config_kwargs": kwargs})
+    assert "does not read it" in unneeded["model_quantization_config_kwargs"]
     assert "dequantize" not in result.document["model"]
 
 

@@ -80,5 +80,5 @@ def test_stored_items_are_not_measured_again(evaluate_in, tmp_path):
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(line for index, line in enumerate(lines) if index not in (2, 3)))
     again, processes = evaluate_in(2, rows, tmp_path)
-    assert again.items == first.items, "in the same batches, so bit for bit"
+    assert again.items == first.items
     assert processes.shares == [[[3]], [[3]]]

@@ -14,6 +14,7 @@ from harness.errors import HarnessError
 from harness.model import quantization
 from harness.model.load import load_model
 from harness.model.locate import resolve_model
+from harness.model.quantization_settings import DEQUANTIZED, load_quantization
 from harness.model.save import save_model
 
 TOKENS = torch.tensor([[5, 6, 7, 8]])
@@ -110,21 +111,28 @@ def test_a_checkpoint_is_dequantized_where_its_weights_would_stay_quantized(name
     from transformers.quantizers import quantizer_finegrained_fp8, quantizer_mxfp4
 
     kinds = {"llama": quantizer_finegrained_fp8.FineGrainedFP8HfQuantizer, "gpt_oss": quantizer_mxfp4.Mxfp4HfQuantizer}
+    requested = []
     build_architecture(name, tokenizer).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     expected = write_fp8(tmp_path) if name == "llama" else write_mxfp4(tmp_path)
-    # As on a device with the kernels of the method: transformers does not dequantize unasked.
-    monkeypatch.setattr(kinds[name], "validate_environment", lambda self, *args, **kwargs: None)
+
+    def validate_environment(self, *args, **kwargs):
+        """Dequantize nothing unasked, as on a device with the kernels of the method."""
+        requested.append(self.quantization_config.dequantize)
+
+    monkeypatch.setattr(kinds[name], "validate_environment", validate_environment)
     model = load_model(resolve_model({"path": str(tmp_path), "dequantize": True}), {}, precision="float32")
     quantization.reject_trained_weights(model, is_adapter=False)
     weights = dict(model.named_parameters())
+    assert requested == [True, True], "when the checkpoint is checked, and when it is loaded"
     assert expected.items()
     assert {weights[weight].dtype for weight in expected} == {torch.float32}
     for weight, value in expected.items():
         torch.testing.assert_close(weights[weight], value, rtol=1e-2, atol=1e-3)
 
 
-def test_a_bitsandbytes_checkpoint_is_dequantized(tokenizer, tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_bitsandbytes_checkpoint_is_dequantized(precision, tokenizer, tmp_path):
     pytest.importorskip("bitsandbytes")
     model = build_architecture("llama", tokenizer)
     model.save_pretrained(tmp_path / "plain")
@@ -137,21 +145,43 @@ def test_a_bitsandbytes_checkpoint_is_dequantized(tokenizer, tmp_path):
     kept = load_model(resolve_model({"path": path}), {}, precision="float32")
     with pytest.raises(HarnessError, match=r"quantized \(bitsandbytes\) and cannot be trained"):
         quantization.reject_trained_weights(kept, is_adapter=False)
-    loaded = load_model(resolve_model({"path": path, "dequantize": True}), {}, precision="float32")
+    loaded = load_model(resolve_model({"path": path, "dequantize": True}), {}, precision=precision)
     quantization.reject_trained_weights(loaded, is_adapter=False)
-    for (weight, value), original in zip(loaded.named_parameters(), model.parameters(), strict=True):
-        assert value.is_floating_point()
+    assert loaded.model.layers[0].mlp.up_proj.weight.dtype == getattr(torch, precision)
+    for (weight, value), original in zip(loaded.float().named_parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(value, original, rtol=0, atol=float(original.detach().abs().max()) / 100, msg=weight)
 
 
+def test_an_adapter_on_a_dequantized_base_says_how_its_base_is_loaded(tokenizer, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    build_architecture("llama", tokenizer).save_pretrained(tmp_path / "fp8")
+    tokenizer.save_pretrained(tmp_path / "fp8")
+    write_fp8(tmp_path / "fp8")
+    location = resolve_model({"path": str(tmp_path / "fp8"), "dequantize": True})
+    model = get_peft_model(load_model(location, {}, precision="float32"), LoraConfig(target_modules=["q_proj"]))
+    save_model(model, tokenizer, tmp_path / "adapter")
+    assert load_quantization(tmp_path / "adapter") == DEQUANTIZED
+    readme = (tmp_path / "adapter" / "README.md").read_text()
+    assert "quantization_config=FineGrainedFP8Config(dequantize=True)" in readme
+    names = {}
+    exec(readme.partition("```python\n")[2].partition("```")[0], names)
+    assert torch.equal(names["model"].eval()(TOKENS).logits, model.eval()(TOKENS).logits)
+
+
 def test_what_cannot_be_dequantized_is_refused_before_a_download():
-    with pytest.raises(HarnessError, match=r"^model.dequantize: the weights of the model are not quantized; remove"):
-        quantization.check_checkpoint({"vocab_size": 3}, None, dequantize=True)
+    quantization.check_checkpoint({"vocab_size": 3}, None, dequantize=True)  # ordinary weights already
     gptq = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     with pytest.raises(HarnessError, match=r"^model.dequantize: transformers cannot dequantize weights of .* gptq"):
         quantization.check_checkpoint(gptq, None, dequantize=True)
     # Without it the kernels of the method are needed, or a GPU.
     quantization.check_checkpoint({"quantization_config": {"quant_method": "mxfp4"}}, None, dequantize=True)
+    unknown = {"quantization_config": {"quant_method": "unknown"}}
+    with pytest.raises(HarnessError, match=r"^model.path: its weights are quantized \(unknown\)"):
+        quantization.check_checkpoint(unknown, None, dequantize=True)
+    both = {"path": "x/y", "quantization": {"bitsandbytes": {"bits": 4}}, "dequantize": True}
+    with pytest.raises(HarnessError, match=r"^model.dequantize: model.quantization quantizes .*; remove one of them"):
+        resolve_model(both)
 
 
 def test_the_digest_says_whether_the_weights_are_dequantized(tokenizer, tmp_path):
