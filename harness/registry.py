@@ -221,7 +221,7 @@ class Registry:
             hint = f"did you mean {near[0]!r}?"
         elif self.broken_plugins:
             hint = f"a plugin that may provide it failed to load: {', '.join(map(str, self.broken_plugins))}"
-        return HarnessError(where, f"no plugin provides a {component_type[:-1]} {name!r}", hint)
+        return HarnessError(where, f"no plugin provides the {component_type[:-1]} {name!r}", hint)
 
     def create(self, component_type: str, name: str, options: Mapping[str, Any]) -> Any:
         """Create a component from its own options. Options that the core adds to every component are not passed.

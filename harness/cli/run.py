@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from harness.spec.spec import Spec
 
 
+GATE_REMEDIES = (
+    "to forget less, lower train.learning_rate or raise the share of mixing; to gain more, raise train.epochs; "
+    "for more evidence, give the suites more rows"
+)
+"""What to change in a spec whose gate does not pass."""
+
+
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command's arguments."""
     parser = add_command(
@@ -204,4 +211,7 @@ def print_gate_failures(results: Sequence[GateResult], arm: str | None = None) -
     for result in results:
         if not result.passed:
             print(f"harness: gate{of_arm}: {result.format_line()}", file=sys.stderr)
-    return 0 if gate_outcome(results) == "passed" else 3
+    if gate_outcome(results) == "passed":
+        return 0
+    print(f"harness: {GATE_REMEDIES}", file=sys.stderr)
+    return 3

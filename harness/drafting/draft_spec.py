@@ -39,7 +39,7 @@ GENERAL_ROWS = {
 MAX_HELD_OUT_ITEMS = 200
 HELD_OUT_SHARE = 0.1
 MAX_HELD_OUT_SHARE = 0.3
-TRY_STEPS, TRY_ITEMS = 30, 30
+TRY_STEPS, TRY_ITEMS = 30, 40
 
 
 @dataclass(frozen=True)
@@ -233,11 +233,11 @@ def _choose_training(draft: Draft, files: Sequence[FileFacts], device: DeviceFac
     rows = sum(len(facts.examples) for facts in files)
     small_model = draft.document["model"]["path"] == SMALL_MODEL
     train: dict[str, Any] = {
-        "learning_rate": 5e-4 if small_model else 1e-4,
+        "learning_rate": 2e-4 if small_model else 1e-4,
         "batch_size": 8,
         "warmup_ratio": 0.05,
     }
-    draft.explain("train.learning_rate", "usual for LoRA; if general answers get worse, divide it by ten first")
+    draft.explain("train.learning_rate", "usual for LoRA; if general answers get worse, try a third of it first")
     longest = _length_of_most(files)
     train["max_length"] = min(4096, max(256, 128 * math.ceil(longest / 128)))
     draft.explain("train.max_length", f"99 % of the rows have at most about {longest:,} tokens")

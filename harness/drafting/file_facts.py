@@ -26,7 +26,7 @@ from harness.interfaces.source import Source
 from harness.registry import Registry
 from harness.spec.component_options import fill_component_options
 from harness.types import Example, InvalidRecord, Record
-from harness.utils.formatting import join_names
+from harness.utils.formatting import join_names, shorten_text
 
 SOURCES = {
     **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
@@ -40,6 +40,9 @@ SOURCES = {
 
 MAX_ROWS = 100_000
 """Rows that are read; of a larger file the first ones."""
+
+MAX_WORDS_OF_NAME = 5
+"""A column whose name has more words is a row of a file without a header."""
 
 SAMPLE_BYTES = 1 << 20
 """Bytes from which encoding and delimiter are found."""
@@ -72,7 +75,7 @@ class FileFacts:
         form: The row format, e.g. `alpaca`.
         mapping: The source's `columns`: standard name -> column.
         guessed: Whether the mapping was guessed from the lengths of texts.
-        invalid: Rows that are not a conversation: their number and the first one's problem.
+        invalid: Rows that cannot be read or are not a conversation: their number and the first one's problem.
         examples: The conversations.
         duplicates: Rows whose prompt and response an earlier row has too.
         language: `en`, `zh`, `ja` or `other`.
@@ -107,15 +110,17 @@ def inspect_file(registry: Registry, path: Path, columns: Mapping[str, str] | No
     Raises:
         HarnessError: The file cannot be read, or no column is a prompt.
     """
+    if path.is_dir():
+        raise HarnessError(str(path), "it is a folder", f"name its files: harness init {path}/FILE")
     if not path.is_file():
         raise HarnessError(str(path), "the file does not exist", "check the path")
     source, options = _find_source(path)
-    records, complete = _read_records(registry, path, source, options)
+    records, complete, unreadable = _read_records(registry, path, source, options)
     rows = [record.data for record in records]
     mapping, guessed = _find_mapping(path, rows, columns)
     renamed = [Record(record.location, _renamed(record.data, mapping)) for record in records]
     form = detect_row_format(_usual_rows(renamed), str(path))
-    examples, invalid = _parse_rows(renamed, form)
+    examples, invalid = _parse_rows(renamed, form, unreadable)
     if not examples:
         raise HarnessError(
             str(path), f"no row is a conversation: {invalid[1]}", "name the columns: --prompt, --response"
@@ -125,7 +130,7 @@ def inspect_file(registry: Registry, path: Path, columns: Mapping[str, str] | No
         path=path,
         source=source,
         options=options,
-        rows=len(records),
+        rows=len(records) + len(unreadable),
         is_complete=complete,
         form=form,
         mapping=mapping,
@@ -200,24 +205,26 @@ def _find_delimiter(text: str) -> str:
 
 def _read_records(
     registry: Registry, path: Path, source_name: str, options: Mapping[str, Any]
-) -> tuple[list[Record], bool]:
+) -> tuple[list[Record], bool, list[InvalidRecord]]:
+    """Return the rows, whether these are all, and those that cannot be read."""
     filled = fill_component_options(registry, "sources", source_name, {"path": str(path), **options})
     source: Source = registry.create("sources", source_name, filled)
     records: list[Record] = []
-    first_invalid: InvalidRecord | None = None
+    unreadable: list[InvalidRecord] = []
     complete = True
     for record in source.records():
         if len(records) == MAX_ROWS:
             complete = False
             break
         if isinstance(record, InvalidRecord):
-            first_invalid = first_invalid or record
+            unreadable.append(record)
         else:
             records.append(record)
     if not records:
-        where, what = (first_invalid.location, first_invalid.what) if first_invalid else (str(path), "has no rows")
-        raise HarnessError(where, what, first_invalid.hint if first_invalid else "name another file")
-    return records, complete
+        if not unreadable:
+            raise HarnessError(str(path), "has no rows", "name another file")
+        raise HarnessError(unreadable[0].location, unreadable[0].what, unreadable[0].hint)
+    return records, complete, unreadable
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
@@ -240,14 +247,28 @@ def _find_mapping(
     columns = find_columns(first)
     if columns:
         return columns, False
-    texts = [name for name in first if isinstance(first[name], str)]
-    lengths = {name: sum(len(str(row.get(name) or "")) for row in rows[:1000]) for name in texts}
+    if any(len(name.split()) > MAX_WORDS_OF_NAME for name in map(str, first)):
+        what = f"its first line {shorten_text(str(next(iter(first))), 40)!r} … has texts, not the names of columns"
+        raise HarnessError(str(path), what, "write the names of the columns into its first line, e.g. question,answer")
+    columns_of_texts = {name: [row.get(name) for row in rows[:1000]] for name in first if isinstance(first[name], str)}
+    lengths = {
+        name: sum(len(str(value or "")) for value in values)
+        for name, values in columns_of_texts.items()
+        if _is_prose(values)
+    }
     longest = sorted(lengths, key=lambda name: -lengths[name])[:2]
-    if len(longest) < 2 or lengths[longest[1]] < 3 * len(rows[:1000]):
+    if len(longest) < 2:
         hint = f"name them: --prompt COLUMN --response COLUMN; its columns are: {join_names(list(map(str, first)))}"
         raise HarnessError(str(path), "no column is known as a prompt or a response", hint)
     prompt, response = sorted(longest, key=list(first).index)
     return {"instruction": prompt, "output": response}, True
+
+
+def _is_prose(values: Sequence[Any]) -> bool:
+    """Return whether most values have several words, or Chinese or Japanese text: numbers, dates and labels do not."""
+    texts = [value.strip() for value in values if isinstance(value, str) and value.strip()]
+    prose = sum(bool(re.search(r"[^\W\d]\s+\S*[^\W\d]", text) or CHINESE.search(text)) for text in texts)
+    return prose > 0.5 * len(texts)
 
 
 def _has_row_format(row: Mapping[str, Any]) -> bool:
@@ -273,9 +294,12 @@ def _usual_rows(records: Sequence[Record]) -> list[Record]:
     return [record for record in records[:1000] if usual <= set(record.data)]
 
 
-def _parse_rows(records: Sequence[Record], form: str) -> tuple[list[Example], tuple[int, str]]:
+def _parse_rows(
+    records: Sequence[Record], form: str, unreadable: Sequence[InvalidRecord]
+) -> tuple[list[Example], tuple[int, str]]:
     examples: list[Example] = []
-    invalid, first = 0, ""
+    invalid = len(unreadable)
+    first = f"{unreadable[0].location} {unreadable[0].what}" if unreadable else ""
     for record in records:
         try:
             examples += parse_examples(record.data, form, record.location)

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 
 
 LOADING_HEADING = "## Load the model"
+
+CARD_OF_MERGED_MODEL = {
+    'library_name: "peft"': 'library_name: "transformers"',
+    ', "lora"]': "]",
+    "| adapter of the base model |": "| adapter, merged into the base model |",
+}
+"""What a model card says of an adapter -> of the model into which it was merged."""
 """The heading of the lines that load a model, in its model card."""
 
 
@@ -94,15 +101,19 @@ class ExportSource:
     tokenizer: Any
     merge: Callable[[str], Any] = field(compare=False)
 
-    def write_card(self, folder: Path, loading: str) -> None:
+    def write_card(self, folder: Path, loading: str, *, merged: bool = True) -> None:
         """Write README.md: the model card of the run, with other lines that load the model.
 
         Args:
             folder: The folder of the export.
             loading: Markdown that follows the heading.
+            merged: Whether the export is a complete model, also if the run's result is an adapter.
         """
         before, _, after = self.card.partition(LOADING_HEADING)
         _, following, rest = after.partition("\n## ")
+        if merged:
+            for of_adapter, of_model in CARD_OF_MERGED_MODEL.items():
+                before = before.replace(of_adapter, of_model, 1)
         text = f"{before}{LOADING_HEADING}\n\n{loading.strip()}\n{following}{rest}"
         (folder / "README.md").write_text(text, encoding="utf-8")
 

@@ -186,6 +186,7 @@ def _headline(
         if retention is not None
     ]
     losses = [_retention_clause(each, text) for each, text in retained if each.outcome == "forgot"]
+    losses += [_worse_alone_clause(each) for each, _ in retained if each.outcome == "not enough items"]
     other = [_retention_clause(each, text) for each, text in retained if each.outcome != "forgot"]
     domain = [suite for suite in suites if suite[0].role == "domain"]
     domain_clauses = []
@@ -193,7 +194,7 @@ def _headline(
         names = [suite[0].suite for suite in domain if _suite_outcome(suite) == outcome]
         if names:
             domain_clauses.append(_domain_clause(template, names, len(domain)))
-    clauses = [*losses, *_leak_clause(leaked_words), *domain_clauses, *other]
+    clauses = [*filter(None, losses), *_leak_clause(leaked_words), *domain_clauses, *other]
     if general is None:
         measured = any(suite[0].role == "general" for suite in suites)
         clauses.append(f"general ability was not {'judged' if measured else 'measured'}")
@@ -208,15 +209,25 @@ def _retention_clause(retention: Retention, template: str) -> str:
     """Name the suites: of a loss those that fell on their own, if there are any."""
     forgot = retention.outcome == "forgot"
     worse = retention.worse_suites if forgot else ()
+    together = forgot or bool(retention.worse_suites)
     names, total = worse or retention.suites, len(retention.suites)
     plural = len(names) > 1
     if len(names) <= MAX_NAMED_SUITES:
-        subject = _join(names) + (" together" if forgot and plural and not worse else "")
+        subject = _join(names) + (" together" if together and plural and not worse else "")
     elif worse:
         subject = f"{len(worse)} of {total} suites"
     else:
         subject, plural = f"the mean of {total} suites", False
     return _format_clause(template, subject, retention.change.n, plural=plural)
+
+
+def _worse_alone_clause(retention: Retention) -> str:
+    """Name the suites that fell on their own, where all together do not decide; "" if there are none."""
+    worse = retention.worse_suites
+    if not worse or len(retention.suites) == 1:
+        return ""
+    named = _join(worse) if len(worse) <= MAX_NAMED_SUITES else f"{len(worse)} of {len(retention.suites)} suites"
+    return f"{named} got worse"
 
 
 def _leak_clause(leaked_words: Sequence[LeakedWord]) -> Iterator[str]:

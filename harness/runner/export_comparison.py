@@ -176,8 +176,15 @@ def compare_export(trained: TrainedModel, items: Sequence[ComparedItem], exporte
     return ExportComparison(len(items), equal_prompts, tuple(different), mean_difference, exported.tolerance, missing)
 
 
-def require_agreement(comparison: ExportComparison, folder: Path, tokenizer: Any) -> None:
-    """Raise HarnessError if the exported model differs by more than its number format explains."""
+def require_agreement(comparison: ExportComparison, folder: Path, tokenizer: Any, remedy: str | None = None) -> None:
+    """Raise HarnessError if the exported model differs by more than its number format explains.
+
+    Args:
+        comparison: The comparison.
+        folder: The folder of the export.
+        tokenizer: The run's tokenizer.
+        remedy: How to export with more exact numbers; None if there is no way.
+    """
     hint = "report it with the spec; the run's own folder `model` is not affected"
     if comparison.missing_stops:
         token = tokenizer.convert_ids_to_tokens(comparison.missing_stops[0])
@@ -188,13 +195,13 @@ def require_agreement(comparison: ExportComparison, folder: Path, tokenizer: Any
     limit = comparison.tolerance
     if not comparison.nll_difference <= limit:
         what = f"log-likelihoods of the exported model differ by {comparison.nll_difference:.2g} nats per token"
-        raise HarnessError(str(folder), f"{what}; {limit:g} is allowed in this format", "export float32")
+        raise HarnessError(str(folder), f"{what}; {limit:g} is allowed in its number format", remedy or hint)
     worst = max(comparison.different, key=lambda item: item.gap, default=None)
     if worst is not None and not worst.gap <= GAP_FACTOR * limit:
         raise HarnessError(
             str(folder),
             f"an answer differs by {worst.gap:.2g} nats at a token: {_describe_difference(worst, tokenizer)}",
-            "export float32",
+            remedy or hint,
         )
 
 

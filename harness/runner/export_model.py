@@ -77,7 +77,8 @@ def export_model(
             exported = exporter.load(draft, export_comparison.MAX_TOKENS)
             comparison = export_comparison.compare_export(trained, measured, exported)
             del exported
-            export_comparison.require_agreement(comparison, folder, tokenizer)
+            remedy_of_rounding = _command_in_float32(registry, name, options, run, folder)
+            export_comparison.require_agreement(comparison, folder, tokenizer, remedy_of_rounding)
             lines += export_comparison.describe_comparison(comparison, tokenizer)
         else:
             lines.append("not verified")
@@ -85,6 +86,19 @@ def export_model(
             lines.append(published)
         cache_dir.move_into_place(draft, folder)
     return lines
+
+
+def _command_in_float32(
+    registry: Registry, exporter: str, options: Mapping[str, Any], run: Path, folder: Path
+) -> str | None:
+    """Return the command that exports in float32; None if the exporter has no such option, or it was chosen."""
+    schema = registry.components["exporters"][exporter].options
+    for key, option in schema.items():
+        for value in {"float32", "f32"} & set(option.get("enum", ())):
+            if options.get(key) != value:
+                command = harness_command("export", run, "--to", exporter, folder, "--set", f"{key}={value}")
+                return f"export float32: {command}"
+    return None
 
 
 def build_source(registry: Registry, trained: TrainedModel) -> ExportSource:

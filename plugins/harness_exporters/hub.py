@@ -87,7 +87,7 @@ class Hub(Exporter):
             raise HarnessError("export hub", what, "use --set content=merged")
         shutil.copytree(source.model, folder, dirs_exist_ok=True)
         source.tokenizer.save_pretrained(folder)
-        source.write_card(folder, ADAPTER_LINES.format(repo=self._repo))
+        source.write_card(folder, ADAPTER_LINES.format(repo=self._repo), merged=False)
         return "adapter with its tokenizer"
 
     def load(self, folder: Path, max_tokens: int) -> ExportedModel:

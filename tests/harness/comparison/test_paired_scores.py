@@ -349,7 +349,7 @@ def test_missing_metric_excludes_only_its_own_scores(runs_folder, tmp_path):
         (tmp_path / name / "scores.json").write_text(json.dumps(written))
     comparison = compare_folders(tmp_path, "weak", "strong")
     assert [entry.score for entry in comparison.not_comparable] == ["chrf"]
-    assert "no plugin provides a metric 'gone'" in comparison.not_comparable[0].why
+    assert "no plugin provides the metric 'gone'" in comparison.not_comparable[0].why
     assert "bleu" in {score_pair.score for score_pair in comparison.pairs}
 
 

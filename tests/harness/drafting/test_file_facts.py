@@ -98,6 +98,20 @@ def test_duplicates_invalid_rows_and_groups(registry, tmp_path):
     assert facts.groups == {"Customer ID": 12}
 
 
+def test_rows_that_cannot_be_read_are_counted(registry, tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("question,answer\n" + "Where is it?,Here.\n" * 3 + "Where, is it?,There, I think.\n" * 2)
+    facts = inspect_file(registry, file)
+    assert (facts.rows, len(facts.examples)) == (5, 3)
+    assert facts.invalid[0] == 2
+    assert facts.invalid[1].startswith(f"{file}:5 ")
+
+
+def test_a_folder_is_not_a_missing_file(registry, tmp_path):
+    with pytest.raises(HarnessError, match="it is a folder; name its files"):
+        inspect_file(registry, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -106,6 +120,8 @@ def test_duplicates_invalid_rows_and_groups(registry, tmp_path):
         ("rows.csv", b"a,b\n1,2\n", "no column is known as a prompt or a response"),
         ("rows.jsonl", '{"问题": "订单在哪里，请问？"}'.encode("gbk"), "the file is in gb18030, and JSON is UTF-8"),
         ("rows.jsonl", b"{\n", "is not JSON"),
+        ("rows.csv", b"ticket_id,customer_id,question\nT1,C1,Where is it?\nT2,C1,Is it here?\n", "no column is known"),
+        ("rows.csv", b"Hi where is my new lamp?,It is on its way.\nIs it red?,No it is not.\n", "not the names of col"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_used_is_one_line(registry, tmp_path, name, content, message):

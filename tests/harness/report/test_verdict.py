@@ -99,6 +99,10 @@ def headline(*changes, gate=()):
             "A was partly forgotten.",
         ),
         (
+            [change("a", "general", (-0.01, 0.004)), change("b", "general", UNKNOWN)],
+            "A got worse; 80 items cannot tell whether a and b together were kept.",
+        ),
+        (
             [change(name, "general", BARELY_WORSE) for name in "abc"],
             "A, b and c together were partly forgotten.",
         ),

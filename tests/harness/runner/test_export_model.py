@@ -91,6 +91,12 @@ def test_a_model_that_differs_is_refused_and_removed(desk, run, capsys, monkeypa
     assert desk.command("export", run, "--to", "harness-sft/merged", tmp_path / "m", "--set", "dtype=float32") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert text in line
+    assert "report it" in line
+    assert desk.command("export", run, "--to", "merged", tmp_path / "m", "--set", "dtype=bfloat16") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert text in line
+    command = f"harness export {run} --to merged {tmp_path / 'm'} --set dtype=float32"
+    assert (command in line) == ("likelihoods" in text)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -169,7 +175,7 @@ def test_a_stop_token_that_does_not_stop_is_refused(trained):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--to", "merge"], "no plugin provides a exporter 'merge'; did you mean 'merged'?"),
+        (["--to", "merge"], "no plugin provides the exporter 'merge'; did you mean 'merged'?"),
         (["--to", "merged", "--set", "dtype=int3"], "exporter merged.dtype: 'int3' is not one of"),
         (["--to", "merged", "--set", "size=3"], "('size' was unexpected); its options are: dtype"),
         (["--to", "merged", "--set", "dtype"], "an option is key=value"),
