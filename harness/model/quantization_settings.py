@@ -18,7 +18,7 @@ QUANTIZATION_FILE = "quantization.json"
 """In the folder of an adapter: the `model.quantization` of the base model that it was trained on, or `DEQUANTIZED`."""
 
 DEQUANTIZED: Mapping[str, Any] = {"dequantize": True}
-"""What stands for `model.dequantize` in the file and in a digest."""
+"""Means `model.dequantize`, in the file and in a digest."""
 
 
 def save_quantization(quantization: Mapping[str, Any] | None, folder: Path) -> None:
