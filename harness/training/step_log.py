@@ -64,6 +64,7 @@ class StepLog:
         lengths = np.cumsum(PackedSequences.from_sequences(data.order).sum_sizes(row_lengths(data.rows)))
         self._tokens_before = np.concatenate([np.zeros(1, dtype=np.int64), lengths])  # tokens before each sequence
         self.skipped_steps = 0
+        self._created, self._earlier_seconds = time.perf_counter(), 0.0
         self.losses: list[float] = []
         self.entries: list[Mapping[str, float]] = []
         self._pending: list[Mapping[str, float]] = []
@@ -99,6 +100,11 @@ class StepLog:
                 self._add_entry(step)
             self.progress("train", step, step, f"ended after {step} of {self.steps} steps", "steps")
 
+    @property
+    def seconds(self) -> float:
+        """Seconds since the log was created; of a resumed stage with those up to its checkpoint."""
+        return self._earlier_seconds + time.perf_counter() - self._created
+
     def state_dict(self) -> dict[str, Any]:
         """Return the log's state, for a checkpoint."""
         return {
@@ -107,6 +113,7 @@ class StepLog:
             "pending": self._pending,
             "rate": self._learning_rate,
             "skipped": self.skipped_steps,
+            "seconds": self.seconds,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -114,6 +121,7 @@ class StepLog:
         self.losses, self.entries, self._pending = (list(state[key]) for key in ("losses", "entries", "pending"))
         self._learning_rate = float(state.get("rate", 0.0))
         self.skipped_steps = int(state.get("skipped", 0))
+        self._earlier_seconds = float(state.get("seconds", 0.0))
 
     def tokens_until(self, step: int) -> int:
         """Return the tokens of the first `step` steps, without padding."""

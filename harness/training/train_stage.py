@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import pickle
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -53,7 +52,7 @@ class StageResult:
     Attributes:
         steps: Optimizer steps that were made.
         loss: Nats per trained token, mean over the last tenth of the steps.
-        seconds: Wall time of this call, including preparation.
+        seconds: Wall time of the stage; of a resumed one with the time up to its checkpoint.
         tokens: Prompt and response tokens, without padding, over all epochs and processes.
         log: An entry every `log_steps` steps, see `StepLog`, each with its `step`.
         memory: Bytes by kind, see `measure_stage_memory`.
@@ -150,7 +149,6 @@ def train_stage(
         RunError: The loss or gradient is not finite, memory runs out, or the checkpoint is incomplete, damaged or of
             something else.
     """
-    start_time = time.perf_counter()
     _require_trainable(model, tokenizer, data)
     registry = callbacks.get("registry") or discover_plugins()
     stage_seed = seeding.derive_seed(seed, "train", data.stage.name)
@@ -266,7 +264,7 @@ def train_stage(
     return StageResult(
         steps=steps_done,
         loss=step_log.final_loss(),
-        seconds=time.perf_counter() - start_time,
+        seconds=step_log.seconds,
         tokens=step_log.tokens_until(steps_done),
         log=tuple(step_log.entries),
         memory=memory,

@@ -45,3 +45,12 @@ def test_final_loss_is_of_at_least_one_step(log):
     for loss in (5.0, 4.0, 3.0):
         step_log.log_step(0.1, {"loss": loss})
     assert step_log.final_loss() == 3.0
+
+
+def test_a_resumed_stage_counts_the_seconds_up_to_its_checkpoint(log):
+    data, step_log = log
+    step_log.load_state_dict({**step_log.state_dict(), "seconds": 100.0})
+    assert 100 < step_log.seconds < 110
+    resumed = StepLog(data, 2, 5, 2, no_progress, no_step_callback)
+    resumed.load_state_dict(step_log.state_dict())
+    assert 100 < resumed.seconds < 110
