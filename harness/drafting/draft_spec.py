@@ -239,8 +239,8 @@ def _choose_training(draft: Draft, files: Sequence[FileFacts], device: DeviceFac
     }
     draft.explain("train.learning_rate", "usual for LoRA; if general answers get worse, try a third of it first")
     longest = _length_of_most(files)
-    train["max_length"] = min(4096, max(256, 128 * math.ceil(longest / 128)))
-    draft.explain("train.max_length", f"99 % of the rows have at most about {longest:,} tokens")
+    train["max_length"] = min(4096, max(2048, 128 * math.ceil(longest / 128)))
+    draft.explain("train.max_length", f"99 % of the rows have at most about {longest:,} tokens; short rows cost no more")
     if request.goal == "try":
         train["steps"] = TRY_STEPS
         draft.explain("train.steps", f"{TRY_STEPS} steps show that everything works; --goal ship trains in full")
