@@ -164,7 +164,7 @@ def _draft_source(draft: Draft, name: str, facts: FileFacts, request: DraftReque
     invalid, first = facts.invalid
     if invalid:
         options["rejected"] = min(0.99, math.ceil(1.2 * 1000 * invalid / facts.rows) / 1000)
-        draft.explain(f"{key}.rejected", f"{invalid:,} rows are left out, e.g. {first}")
+        draft.explain(f"{key}.rejected", f"{invalid:,} of {facts.rows:,} rows are left out, e.g. {first}")
     rows = len(facts.examples) - facts.duplicates
     share = held_out_share(rows)
     group = _find_group(facts)
@@ -240,7 +240,7 @@ def _choose_training(draft: Draft, files: Sequence[FileFacts], device: DeviceFac
     draft.explain("train.learning_rate", "usual for LoRA; if general answers get worse, try a third of it first")
     longest = _length_of_most(files)
     train["max_length"] = min(4096, max(2048, 128 * math.ceil(longest / 128)))
-    draft.explain("train.max_length", f"99 % of the rows have at most about {longest:,} tokens; short rows cost no more")
+    draft.explain("train.max_length", f"99 % of the rows have up to {longest:,} tokens; short rows cost no more")
     if request.goal == "try":
         train["steps"] = TRY_STEPS
         draft.explain("train.steps", f"{TRY_STEPS} steps show that everything works; --goal ship trains in full")

@@ -44,6 +44,9 @@ MAX_ROWS = 100_000
 MAX_WORDS_OF_NAME = 5
 """A column whose name has more words is a row of a file without a header."""
 
+MAX_INVALID_SHARE = 0.5
+"""Share of unusable rows above which no spec is drafted."""
+
 SAMPLE_BYTES = 1 << 20
 """Bytes from which encoding and delimiter are found."""
 
@@ -125,12 +128,16 @@ def inspect_file(registry: Registry, path: Path, columns: Mapping[str, str] | No
         raise HarnessError(
             str(path), f"no row is a conversation: {invalid[1]}", "name the columns: --prompt, --response"
         )
+    total = len(records) + len(unreadable)
+    if invalid[0] > MAX_INVALID_SHARE * total:
+        what = f"{invalid[0]:,} of {total:,} rows cannot be used, e.g. {invalid[1]}"
+        raise HarnessError(str(path), what, "mend the file first; a field with a comma is quoted")
     groups = _find_groups(rows, mapping)
     return FileFacts(
         path=path,
         source=source,
         options=options,
-        rows=len(records) + len(unreadable),
+        rows=total,
         is_complete=complete,
         form=form,
         mapping=mapping,

@@ -105,6 +105,10 @@ def test_rows_that_cannot_be_read_are_counted(registry, tmp_path):
     assert (facts.rows, len(facts.examples)) == (5, 3)
     assert facts.invalid[0] == 2
     assert facts.invalid[1].startswith(f"{file}:5 ")
+    with file.open("a") as stream:
+        stream.write("Where, is it?,There, I think.\n" * 2)
+    with pytest.raises(HarnessError, match=r"4 of 7 rows cannot be used, e.g. .*rows.csv:5 has 4 fields.*; mend the"):
+        inspect_file(registry, file)
 
 
 def test_a_folder_is_not_a_missing_file(registry, tmp_path):
