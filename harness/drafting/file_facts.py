@@ -131,7 +131,7 @@ def inspect_file(registry: Registry, path: Path, columns: Mapping[str, str] | No
     total = len(records) + len(unreadable)
     if invalid[0] > MAX_INVALID_SHARE * total:
         what = f"{invalid[0]:,} of {total:,} rows cannot be used, e.g. {invalid[1]}"
-        raise HarnessError(str(path), what, "mend the file first; a field with a comma is quoted")
+        raise HarnessError(str(path), what, "correct the file first: quote a field that has the delimiter")
     groups = _find_groups(rows, mapping)
     return FileFacts(
         path=path,
