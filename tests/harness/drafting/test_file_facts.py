@@ -107,7 +107,7 @@ def test_rows_that_cannot_be_read_are_counted(registry, tmp_path):
     assert facts.invalid[1].startswith(f"{file}:5 ")
     with file.open("a") as stream:
         stream.write("Where, is it?,There, I think.\n" * 2)
-    with pytest.raises(HarnessError, match=r"4 of 7 rows cannot be used, e.g. .*rows.csv:5 has 4 fields.*; correct the"):
+    with pytest.raises(HarnessError, match=r"4 of 7 rows cannot be used, e.g. .*:5 has 4 fields.*; correct the file"):
         inspect_file(registry, file)
 
 
