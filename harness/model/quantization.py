@@ -323,12 +323,13 @@ def reject_trained_weights(model: Any, *, is_adapter: bool) -> None:
     if method is None:
         return
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    can_be_dequantized = _can_be_dequantized(base.hf_quantizer.quantization_config)
+    quantizer = getattr(base, "hf_quantizer", None)
+    can_be_dequantized = quantizer is not None and _can_be_dequantized(quantizer.quantization_config)
     remedy = f"set {DEQUANTIZE} to true" if can_be_dequantized else "give the unquantized model"
     if not is_adapter:
         what = f"its weights are quantized ({method}) and cannot be trained themselves"
         raise HarnessError("model.path", what, f'add "lora" to the mitigations, or {remedy}')
-    if not getattr(base.hf_quantizer, "is_trainable", True):
+    if not getattr(quantizer, "is_trainable", True):
         what = f"transformers cannot train an adapter on weights that are quantized with {method}"
         raise HarnessError(
             "model.path", what, remedy if can_be_dequantized else f"{remedy}, and quantize it with {WHERE}"

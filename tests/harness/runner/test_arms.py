@@ -318,8 +318,9 @@ def test_arm_option_is_refused_without_arms(desk, capsys):
 
 def test_failed_gate_exits_with_3_after_everything_is_saved(desk, capsys):
     assert desk.command("run", "--quiet", desk.write(desk.document(gate=[*OPEN, *GATE]))) == 3
-    (line,) = errors(capsys)
+    line, remedies = errors(capsys)
     assert "gate: NOT ENOUGH EVIDENCE: general/response_perplexity must fall by at least 1e+09" in line
+    assert remedies.startswith("harness: to forget less, lower train.learning_rate")
     place = desk.newest()
     assert (place / "model/model.safetensors").is_file()
     report = json.loads((place / "report.json").read_text())
