@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 LOADING_HEADING = "## Load the model"
+"""The heading of the lines that load a model, in its model card."""
 
 CARD_OF_MERGED_MODEL = {
     'library_name: "peft"': 'library_name: "transformers"',
@@ -22,7 +23,6 @@ CARD_OF_MERGED_MODEL = {
     "| adapter of the base model |": "| adapter, merged into the base model |",
 }
 """What a model card says of an adapter -> of the model into which it was merged."""
-"""The heading of the lines that load a model, in its model card."""
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,9 @@ def load_model(
     if location.kind == "hub" and location.reachable:
         hub.download_model(location.path, settings.get("revision"), progress)
     progress("load", 0, 0, location.path)
-    if location.dequantize:
-        quantization_options = quantization.dequantizing_options(_load_config(location, settings).to_dict())
     try:
+        if location.dequantize:
+            quantization_options = quantization.dequantizing_options(_load_config(location, settings).to_dict())
         with silence_libraries(), quantized_experts.quantized_while_loading(location.quantization):
             auto_class: Any = AutoModelForCausalLM  # its type hints do not know `output_loading_info`
             model, info = auto_class.from_pretrained(
@@ -86,6 +86,8 @@ def load_model(
             )
     except torch.cuda.OutOfMemoryError as error:
         raise _does_not_fit(location, device) from error
+    except HarnessError:
+        raise
     except Exception as error:
         if isinstance(error, ValueError) and "attn_implementation" in str(error):
             what = f"the code of '{location.path}' does not support {attention}"
@@ -100,7 +102,7 @@ def load_model(
             "give a folder with all weights of the model",
         )
     quantization.require_quantized_experts(model, location.quantization)
-    if location.dequantize:
+    if location.dequantize and quantization.quantized_layers(model):  # of bitsandbytes
         quantization.dequantize(model, dtype)
     quantization.finish_dequantization(model, _load_config(location, settings), dtype)
     quantization.prepare_quantized_layers(model)

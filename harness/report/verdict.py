@@ -215,7 +215,7 @@ def _retention_clause(retention: Retention, template: str) -> str:
     if len(names) <= MAX_NAMED_SUITES:
         subject = _join(names) + (" together" if together and plural and not worse else "")
     elif worse:
-        subject = f"{len(worse)} of {total} suites"
+        subject = _name_some(worse, total)
     else:
         subject, plural = f"the mean of {total} suites", False
     return _format_clause(template, subject, retention.change.n, plural=plural)
@@ -223,11 +223,13 @@ def _retention_clause(retention: Retention, template: str) -> str:
 
 def _worse_alone_clause(retention: Retention) -> str:
     """Name the suites that fell on their own, where all together do not decide; "" if there are none."""
-    worse = retention.worse_suites
-    if not worse or len(retention.suites) == 1:
-        return ""
-    named = _join(worse) if len(worse) <= MAX_NAMED_SUITES else f"{len(worse)} of {len(retention.suites)} suites"
-    return f"{named} got worse"
+    worse, total = retention.worse_suites, len(retention.suites)
+    return f"{_name_some(worse, total)} got worse" if worse and total > 1 else ""
+
+
+def _name_some(suites: Sequence[str], total: int) -> str:
+    """Return the names of suites, or the number of many."""
+    return _join(suites) if len(suites) <= MAX_NAMED_SUITES else f"{len(suites)} of {total} suites"
 
 
 def _leak_clause(leaked_words: Sequence[LeakedWord]) -> Iterator[str]:

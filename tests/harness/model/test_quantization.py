@@ -230,3 +230,17 @@ def test_without_bitsandbytes_the_remedy_is_its_command(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(HarnessError, match=r'the package bitsandbytes is not installed; pip install "harness-sft\['):
         quantization.require_bitsandbytes()
+
+
+def test_ordinary_weights_are_loaded_as_they_are_if_they_were_to_be_dequantized(tokenizer, tmp_path):
+    build_architecture("mixtral", tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    plain, same = (
+        load_model(resolve_model({"path": str(tmp_path), "dequantize": dequantize}), {}, precision="float32")
+        for dequantize in (False, True)
+    )
+    assert torch.equal(plain(TOKENS).logits, same(TOKENS).logits)
+    for model, name in ((plain, "plain"), (same, "same")):
+        save_model(model, tokenizer, tmp_path / name)
+    files = [load_file(tmp_path / name / "model.safetensors").keys() for name in ("plain", "same")]
+    assert files[0] == files[1], "under the published names"
