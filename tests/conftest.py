@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -17,6 +18,25 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("COLUMNS", "140")
 os.environ.setdefault("HARNESS_EVALUATION_CACHE", "0")  # a test must not depend on the runs of others
 os.environ.setdefault("HARNESS_BFLOAT16_RATIO", "0.0")  # a warning must not depend on the CPU
+
+
+def pytest_addoption(parser):
+    """Add `--part I/N`, which divides the tests: `make slow PART=2/5`."""
+    parser.addoption("--part", metavar="I/N", default="1/1", help="run the I-th of N parts; a file is in one part")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Keep the tests of the part. Files are divided by a checksum of their path, so tests that share a run stay together."""
+    part, parts = (int(number) for number in config.getoption("--part").split("/"))
+    if not 1 <= part <= parts:
+        raise pytest.UsageError(f"--part {part}/{parts}: type a part from 1/{parts} to {parts}/{parts}")
+    kept, left_out = [], []
+    for item in items:
+        path = item.path.relative_to(config.rootpath).as_posix()
+        (kept if zlib.crc32(path.encode()) % parts == part - 1 else left_out).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
 
 
 @pytest.fixture(autouse=True)

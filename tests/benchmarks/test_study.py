@@ -112,7 +112,6 @@ def test_an_unknown_arm_is_named(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_a_dry_run_in_pieces_gives_the_form_of_the_result_and_runs_nothing_twice(tmp_path, tiny, monkeypatch, capsys):
     monkeypatch.setenv("HARNESS_NO_THIRD_PARTY", "1")
     arms = ("naive", "lower-lr", "self-distill")

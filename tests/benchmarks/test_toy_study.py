@@ -80,7 +80,6 @@ def test_every_number_of_the_text_is_in_the_result():
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_the_smallest_study_has_the_form_of_the_result_and_is_not_run_twice(tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_NO_THIRD_PARTY", "1")
     result, experiment = toy_study.run_study(tmp_path, toy_study.TINY)

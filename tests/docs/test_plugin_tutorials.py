@@ -69,7 +69,6 @@ def test_the_component_of_a_tutorial_passes_the_contract_checks(kind, tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_a_run_uses_the_plugins_of_all_tutorials_after_their_installation(tmp_path):
     site, work = tmp_path / "site", tmp_path / "work"
     for page in TUTORIALS:

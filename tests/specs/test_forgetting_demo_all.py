@@ -13,7 +13,7 @@ from harness.runner import api
 from harness.spec import schema, spec
 from harness.testing.tiny_model import build_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]  # the arms are trained once, for all tests
+pytestmark = pytest.mark.slow  # the arms are trained once, for all tests
 
 SPECS = Path(__file__).parents[2] / "specs"
 SECOND = "mode.continual.stages.1"

@@ -17,7 +17,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_dry_run_measures_every_case_or_names_why_not(tmp_path):
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}", "CUDA_VISIBLE_DEVICES": ""}

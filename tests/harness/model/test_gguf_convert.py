@@ -108,7 +108,6 @@ def test_unsupported_architecture_is_named_in_the_error(gguf_source, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_published_wheel_of_smollm2_answers_that_paris_is_the_capital_of_france():
     from harness.model.load import load_model, load_tokenizer
 
