@@ -26,7 +26,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keep the tests of the part. Files are divided by a checksum of their path, so tests that share a run stay together."""
+    """Keep the tests of the part. A file is in one part, by a checksum of its path: tests may share a run."""
     part, parts = (int(number) for number in config.getoption("--part").split("/"))
     if not 1 <= part <= parts:
         raise pytest.UsageError(f"--part {part}/{parts}: type a part from 1/{parts} to {parts}/{parts}")

@@ -31,6 +31,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Validate the spec and the first rows of its local text files; print a summary line, or the filled spec."""
     from harness.data.reading import first_rows
     from harness.data.reading.row_formats import with_row_format
+    from harness.spec.error_locations import locate_errors
 
     spec, registry, plan = planned_spec.load_spec_and_plan(arguments)
     arms = planned_spec.validate_arms(arguments, spec, registry)
@@ -42,7 +43,8 @@ def main(arguments: argparse.Namespace) -> int:
             name, registry.create("sources", kind, options), with_row_format(options, registry)
         )
     ]
-    raise_all(errors)
+    with locate_errors(spec):
+        raise_all(errors)
     for warning in plan.warnings:
         print_warning(warning)
     if arguments.filled:

@@ -11,7 +11,7 @@ from harness.report.flips import MovedItem
 from harness.report.html.run_files import ExperimentFiles, RunFiles
 from harness.report.rating_sections import rating_sections
 from harness.report.verdict import build_verdict
-from harness.utils.formatting import MISSING, decimal_places, format_cell, format_duration, format_number
+from harness.utils.formatting import MISSING, decimal_places, format_cell, format_number, format_run_time
 from harness.utils.markdown import escape_markdown, markdown_table
 
 OUTCOME_SIGNS = {"better": "✅", "kept": "✅", "passed": "✅", "worse": "❌", "failed": "❌", "mixed": "⚠️", "few": "❔"}
@@ -95,9 +95,7 @@ def _equal_gain_text(experiment: ExperimentFiles) -> str:
 def _parts(run: RunFiles) -> Iterator[str]:
     verdict = build_verdict(run.changes, run.gate, run.leaked_words)
     yield f"### {escape_markdown(verdict.headline)}\n"
-    seconds = run.run_info.get("seconds")
-    took = [format_duration(seconds)] if isinstance(seconds, int | float) else []
-    details = [run.name, str(run.run_info.get("id", "")), *took]
+    details = [run.name, str(run.run_info.get("id", "")), format_run_time(run.run_info)]
     yield " · ".join(escape_markdown(part) for part in details if part) + "\n"
     for statement in verdict.statements:
         yield f"- {OUTCOME_SIGNS.get(statement.outcome, '➖')} {escape_markdown(statement.text)}"

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 NUM_EXAMPLES = 3
-RUN_INFO_KEYS = ("id", "folder", "seconds", "phases", "memory", "uri", "view")
+RUN_INFO_KEYS = ("id", "folder", "seconds", "resumed", "phases", "memory", "uri", "view")
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Report:
     Attributes:
         name: Name of the run.
         seed: Seed of the run.
-        run_info: `id`, `folder`, `seconds`, `phases` (see `PhaseClock`), `memory` (stage -> bytes by kind), the
-            tracking `uri` and the address of its `view`, as far as known.
+        run_info: `id`, `folder`, `seconds` and `phases` (see `PhaseClock`) of the last command, whether it `resumed`
+            the run, `memory` (stage -> bytes by kind), the tracking `uri` and the address of its `view`, if known.
         stages: Names of the stages, `base` first.
         changes: The change of every score.
         answers: Suite -> `before` and `after` -> finish reason (`eos`, `stop`, `length`, `empty`) -> number of answers.
@@ -169,7 +169,7 @@ def build_report(
         evaluations: One tuple per stage, the base first.
         metrics: Suite -> metric name -> metric.
         seed: Seed of the examples.
-        run_info: `id`, `folder`, `seconds`, `phases`, `memory`, `uri`; other keys are ignored.
+        run_info: The keys of `RUN_INFO_KEYS`, as far as they are known; other keys are ignored.
         gate_conditions: The spec's gate.
         previous_run: The earlier run that this one continues. Its base and stages come first, and its tasks are tasks
             of both.

@@ -19,6 +19,7 @@ from harness.errors import HarnessError, RunError
 from harness.registry import Registry
 from harness.runner import bounded_plan, prepare
 from harness.runner.rows_to_write import RowsToWrite, list_rows_to_write
+from harness.spec.error_locations import locate_error
 from harness.spec.spec import Spec
 from harness.types import StageDataset
 
@@ -79,7 +80,7 @@ def run_data_checks(spec: Spec, registry: Registry) -> dict[str, Any]:
     }
     report |= findings.to_dict()
     report["proofs"] += all_checks(report, prepared, findings, list_rows_to_write(prepared.plan, registry))
-    failures = [line for error in findings.failures for line in error.lines()]
+    failures = [line for error in findings.failures for line in locate_error(spec, error).lines()]
     failures += [
         f"sources.{name}: its counts do not sum to the rows read: {counts}; this is a bug, please report it"
         for name, counts in report["sources"].items()
@@ -246,8 +247,12 @@ def _check_contamination(report: Mapping[str, Any], findings: Findings) -> dict[
     for suite, overlap in findings.contamination.items():
         responses = "" if overlap.kind == "text" else f" and {overlap.responses:,} responses"
         message = f"{suite}: {overlap.prompts:,} of {overlap.items:,} {overlap.kind}s{responses} occur in training"
-        messages.append(message + (f", {overlap.common:,} share common phrases" if overlap.common else ""))
+        if overlap.prompts or overlap.responses or overlap.common:
+            messages.append(message + (f", {overlap.common:,} share common phrases" if overlap.common else ""))
     warned = bool(dropped) or any(overlap.prompts or overlap.responses for overlap in findings.contamination.values())
+    clean = sum(not (one.prompts or one.responses or one.common) for one in findings.contamination.values())
+    if clean:
+        messages.append(f"nothing of {clean} {'other ' * bool(messages)}suite(s) occurs in training")
     ok = not any(error.where.startswith("evaluate.") for error in findings.failures)
     return check_result("contamination", ok, "; ".join(messages) or "nothing is evaluated", warned=warned)
 

@@ -34,6 +34,7 @@ from harness.runner import bounded_plan, embedding_rows, rows_to_write
 from harness.runner.trackers import unavailable_tracker_errors
 from harness.spec import plan as plan_module
 from harness.spec import preflight
+from harness.spec.error_locations import locate_errors
 from harness.spec.spec import Spec
 from harness.spec_keys.data import NEAR_DUPLICATES_KEYS
 from harness.types import Plan, Progress
@@ -147,17 +148,18 @@ def prepare_run(
         drop_contaminated=_dropped_contamination(spec),
         near_duplicate_threshold=_near_duplicate_threshold(spec),
     )
-    data = prepare_module.prepare_data(
-        plan,
-        {name: registry.create("sources", *source) for name, source in plan.sources.items()},
-        template,
-        tokenizer,
-        options,
-        progress=progress,
-    )
-    for suite in plan.suites:
-        requirements = {metric.requires for metric in metrics[suite.name].values()}
-        row_requirements.check_suite_rows(suite, data.suite_examples[suite.name], requirements)
+    with locate_errors(spec):
+        data = prepare_module.prepare_data(
+            plan,
+            {name: registry.create("sources", *source) for name, source in plan.sources.items()},
+            template,
+            tokenizer,
+            options,
+            progress=progress,
+        )
+        for suite in plan.suites:
+            requirements = {metric.requires for metric in metrics[suite.name].values()}
+            row_requirements.check_suite_rows(suite, data.suite_examples[suite.name], requirements)
     if not location.added and not (location.base and location.base.added):
         rows = model_config.embedding_rows(config)
         raise_all(embedding_rows.missing_row_errors(plan, data, tokenizer, rows))
@@ -198,7 +200,8 @@ def prepare_checked_run(
     started_at = time.monotonic()
     prepared = prepare_run(spec, registry, plan=plan, processes=processes)
     findings = analyze_prepared_data(spec, prepared, registry)
-    raise_all(findings.failures)
+    with locate_errors(spec):
+        raise_all(findings.failures)
     return replace(prepared, findings=findings, seconds=time.monotonic() - started_at)
 
 

@@ -213,6 +213,7 @@ class MainProcess(StageLoop):
         run_info = {
             **self._run_info(),
             "seconds": self._elapsed_seconds(),
+            "resumed": context.resuming,
             "phases": self.clock.seconds(),
             "memory": self._memory_by_stage,
             "uri": self.tracker.uri,

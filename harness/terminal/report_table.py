@@ -32,9 +32,9 @@ from harness.tracking.mlflow_store import tracking_uri
 from harness.types import Evaluation
 from harness.utils.formatting import (
     decimal_places,
-    format_duration,
     format_number,
     format_phases,
+    format_run_time,
     format_size,
     one_line,
     printable,
@@ -279,7 +279,7 @@ def _next_steps(report: Report) -> Iterator[RenderableType]:
     """Format where the files are, and the commands that a user can run next."""
     run_info = report.run_info
     if "folder" in run_info:
-        took = f"  ({format_duration(run_info['seconds'])})" if "seconds" in run_info else ""
+        took = f"  ({time})" if (time := format_run_time(run_info)) else ""
         yield _command_line("run folder", str(run_info["folder"]), took)
         yield _command_line("report", f"{run_info['folder']}/report.html")
     if phases := phases_of_run_info(run_info):

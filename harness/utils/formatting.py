@@ -139,6 +139,18 @@ def format_duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def format_run_time(run_info: Mapping[str, object]) -> str:
+    """Return how long a run took; of a resumed run, how long its last command took. "" if that is not known."""
+    seconds = run_info.get("seconds")
+    if not isinstance(seconds, int | float):
+        return ""
+    return (
+        f"resumed, the last command took {format_duration(seconds)}"
+        if run_info.get("resumed")
+        else format_duration(seconds)
+    )
+
+
 def format_phases(seconds: Mapping[str, float]) -> str:
     """Return phase -> seconds as `prepare 2.1 s, train 3 min 05 s`."""
     return ", ".join(f"{phase} {format_duration(value)}" for phase, value in seconds.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 import sys
 import zipfile
@@ -120,7 +121,7 @@ def test_unchanged_spec_of_these_tests_is_valid(write_spec, capsys):
 def test_missing_data_file_is_reported(write_spec, get_run_error, tmp_path):
     (tmp_path / "train.jsonl").unlink()
     line = get_run_error(write_spec())
-    assert line.startswith("train.jsonl: ")
+    assert re.match(r"spec\.json:\d+:\d+ sources\.train\.jsonl\.path: train\.jsonl: ", line)
     assert "no such file" in line
     assert "; " in line
 
@@ -129,7 +130,7 @@ def test_missing_data_file_is_reported(write_spec, get_run_error, tmp_path):
 def test_empty_data_file_is_reported(write_spec, get_run_error, tmp_path, text):
     (tmp_path / "train.jsonl").write_text(text, encoding="utf-8")
     line = get_run_error(write_spec())
-    assert line.startswith("train.jsonl: ")
+    assert re.match(r"spec\.json:\d+:\d+ sources\.train\.jsonl\.path: train\.jsonl: ", line)
     assert "no rows" in line
 
 
@@ -158,21 +159,21 @@ def test_row_that_is_not_utf8_is_reported_with_line_and_byte(write_spec, get_run
 def test_unknown_row_format_is_reported(write_spec, get_run_error, tmp_path):
     write_rows(tmp_path / "train.jsonl", [{"question": "Q?", "answer": "A."}])
     line = get_run_error(write_spec())
-    assert line.startswith("sources.train: its row format is unknown")
+    assert re.match(r"spec\.json:\d+:\d+ sources\.train: its row format is unknown", line)
     assert "columns" in line
 
 
 def test_held_out_row_in_the_training_data_is_reported(write_spec, get_run_error, tmp_path):
     write_rows(tmp_path / "heldout.jsonl", TRAIN[:1])
     line = get_run_error(write_spec())
-    assert line.startswith("evaluate.all: ")
+    assert re.match(r"spec\.json:\d+:\d+ evaluate\.all: ", line)
     assert "train.jsonl:1" in line
 
 
 def test_source_with_all_rows_held_out_is_reported(write_spec, get_run_error, tmp_path):
     write_rows(tmp_path / "train.jsonl", [{"instruction": f"Question {i}", "output": f"Answer {i}"} for i in range(2)])
     line = get_run_error(write_spec(set_key("sources", "train", "jsonl", "held_out", 0.9)), "--set", "seed=1")
-    assert line.startswith(("sources.train: all 2 of its rows are held out", "evaluate."))
+    assert re.match(r"spec\.json:\d+:\d+ (sources\.train: all 2 of its rows are held out|evaluate\.)", line)
 
 
 # -- templates --------------------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ def test_template_token_that_the_tokenizer_lacks_is_reported(write_spec, get_run
 
 def test_rows_whose_response_is_beyond_max_length_are_reported(write_spec, get_run_error):
     line = get_run_error(write_spec(set_key("train", "max_length", 8)))
-    assert line == (
+    assert re.sub(r"^spec\.json:\d+:\d+ ", "", line) == (
         "sources.train: none of its 3 rows has a trained token within 8 tokens; "
         "raise train.max_length, or look at `harness preview`"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
@@ -285,7 +286,10 @@ def test_too_many_fully_truncated_rows_fail_in_check_and_run(document, tmp_path)
     assert told(facts, "lengths").endswith("; 1 row(s) have no trained token left")
     assert facts["untrained"]["desk"]["lost"] == 1
     (line,) = facts["failures"]
-    assert line.startswith("sources.desk: 1 of its 14 training rows have no trained token within 64 tokens")
+    assert re.match(r".*spec\.json:\d+:\d+ sources\.desk: 1 of its 14 training rows", line)
+    assert line.partition(" ")[2].startswith(
+        "sources.desk: 1 of its 14 training rows have no trained token within 64 tokens"
+    )
     assert line.endswith("desk.jsonl:14; raise train.max_length, shorten the prompts of these rows or remove them, or "
                          "raise checks.untrained (0.01) to 0.072")  # fmt: skip
     with pytest.raises(HarnessError) as caught:
@@ -308,7 +312,7 @@ def test_plain_text_suite_is_searched_in_training_rows(document, tmp_path):
     document["sources"]["texts"] = {"jsonl": {"path": "texts.jsonl"}}
     document["evaluate"]["texts"] = {"source": "texts", "metrics": "bits_per_byte"}
     facts = made(document, tmp_path)
-    assert "texts: 0 of 1 texts occur in training" in told(facts, "contamination")
+    assert told(facts, "contamination") == "nothing of 3 suite(s) occurs in training"
     with (tmp_path / "desk.jsonl").open("a") as file:
         file.write(json.dumps({"instruction": "?", "output": f"Well, {LONG}."}) + "\n")
     document["train"]["max_length"] = 512

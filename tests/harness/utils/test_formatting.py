@@ -1,10 +1,10 @@
-"""Names are joined with commas."""
+"""Names are joined with commas; the time of a resumed run is that of its last command."""
 
 from __future__ import annotations
 
 import pytest
 
-from harness.utils.formatting import join_names
+from harness.utils.formatting import format_run_time, join_names
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,9 @@ from harness.utils.formatting import join_names
 )
 def test_names_are_joined_in_order(names, options, expected):
     assert join_names(names, **options) == expected
+
+
+def test_the_time_of_a_resumed_run_is_that_of_its_last_command():
+    assert format_run_time({}) == ""
+    assert format_run_time({"seconds": 187.2, "resumed": False}) == "3 min 07 s"
+    assert format_run_time({"seconds": 40, "resumed": True}) == "resumed, the last command took 40 s"
