@@ -18,7 +18,8 @@ def main() -> int:
     limit = arguments.limit or rounds.LIMITS[arguments.length]
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.work or Path(temporary) / "faults"
-        tried = rounds.Round(work, counts, seed=arguments.seed, limit=limit, only=tuple(arguments.only))
+        only = tuple(arguments.only)
+        tried = rounds.Round(work, counts, seed=arguments.seed, limit=limit, only=only, record=arguments.record)
         tried.run()
         return rounds.print_round(tried, arguments.table)
 

@@ -71,6 +71,12 @@ class Section:
         if failure:
             self.failures.append(failure)
 
+    def restart(self) -> None:
+        """Forget what was counted."""
+        self.tries = 0
+        self.counts.clear()
+        self.failures.clear()
+
 
 def format_table(sections: list[Section]) -> str:
     """Return the sections as a Markdown table."""

@@ -8,12 +8,14 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from faults import command, kills
 from faults.damages import DamageRound
 from faults.disks import DiskRound
 from faults.inputs import InputRound, copy_run
+from faults.record import Record
 from faults.results import Section, format_table
 from faults.soak import soak
 from faults.trackers import ADDRESSES, MODES, TrackerRound
@@ -56,7 +58,16 @@ LIMITS = {"short": 90.0, "long": 6 * 3600.0}
 class Round:
     """One round. Tries stop when its time is over; what was not tried is said."""
 
-    def __init__(self, work: Path, counts: Counts, *, seed: int, limit: float, only: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        work: Path,
+        counts: Counts,
+        *,
+        seed: int,
+        limit: float,
+        only: tuple[str, ...] = (),
+        record: Path | None = None,
+    ) -> None:
         """Prepare the folder.
 
         Args:
@@ -65,10 +76,12 @@ class Round:
             seed: Of every random choice.
             limit: Seconds after which no further try is started.
             only: Names of the kinds of faults to try; empty: all.
+            record: Receives a line for each try. The tries of an existing file are counted and not repeated.
         """
         self.work, self.counts, self.seed, self.only = work, counts, seed, only
         self.end = time.monotonic() + limit
         self.sections: list[Section] = []
+        self.record = Record(record)
         os.environ.update(ENVIRONMENT)
         os.environ["HARNESS_CACHE"] = str(work / "cache")
         self.bench = write_workbench(work / "bench")
@@ -98,22 +111,25 @@ class Round:
         self.sections.append(section)
         return section
 
-    def _repeat(self, section: Section, count: int, act: Callable[[], None]) -> None:
-        for _ in range(count):
+    def _repeat(self, section: Section, count: int, draw: random.Random, act: Callable[[int], None]) -> None:
+        """Call `act` with each number below `count` that is not recorded. Each try has a seed of its own."""
+        for index in range(self.record.restore(section), count):
             if time.monotonic() > self.end:
                 section.counts[f"of {count:,} planned: the time was over"] = 1
                 return
-            act()
+            draw.seed(f"{self.seed} {section.name} {index}")
+            with self.record.one_try(section, index):
+                act(index)
         print(f"{section.name}: {section.tries:,} tries, {len(section.failures)} failures", flush=True)
 
     def _inputs(self, draw: random.Random) -> None:
         inputs = InputRound(self.bench, self.work, draw)
         section = self._section("mutated specs")
-        self._repeat(section, self.counts.specs, lambda: inputs.spec(section))
+        self._repeat(section, self.counts.specs, draw, lambda _: inputs.spec(section))
         rows = self._section("mutated files of rows")
-        self._repeat(rows, self.counts.rows, lambda: inputs.rows(rows))
+        self._repeat(rows, self.counts.rows, draw, lambda _: inputs.rows(rows))
         plugins = self._section("broken plugins")
-        self._repeat(plugins, self.counts.plugins, lambda: inputs.plugin(plugins))
+        self._repeat(plugins, self.counts.plugins, draw, lambda _: inputs.plugin(plugins))
         files = self._section("mutated files of a finished run")
         folder = self.work / "finished"
         folder.mkdir()
@@ -123,22 +139,23 @@ class Round:
             files.add("not started", f"the run exits with {outcome.code}: {outcome.text[-300:]}")
             return
         mutated = copy_run(run, self.work / "mutated")
-        self._repeat(files, self.counts.run_files, lambda: inputs.run_file(mutated, files))
+        self._repeat(files, self.counts.run_files, draw, lambda _: inputs.run_file(mutated, files))
 
     def _kills(self, draw: random.Random) -> None:
         section = self._section("kills and signals, resumed")
         kill_round = kills.KillRound(self.bench, self.work / "kills", draw)
         names = list(SPECS) if self.counts.kills >= len(SPECS) else ["plain"]
-        order = [names[index % len(names)] for index in range(self.counts.kills)]
-        remaining = iter(order)
-        self._repeat(section, len(order), lambda: kill_round.kill(next(remaining), section))
+        self._repeat(
+            section, self.counts.kills, draw, lambda index: kill_round.kill(names[index % len(names)], section)
+        )
         if self.counts.installed_kills and not kill_round.prepare("two-stages"):
             installed = self._section("kills of the installed command, by time")
             expected = kill_round.expected["two-stages"]
             self._repeat(
                 installed,
                 self.counts.installed_kills,
-                lambda: kills.kill_installed_command(self.bench, self.work, draw, installed, expected),
+                draw,
+                lambda _: kills.kill_installed_command(self.bench, self.work, draw, installed, expected),
             )
 
     def _damages(self, draw: random.Random) -> None:
@@ -148,8 +165,8 @@ class Round:
         if failure:
             section.add("not started", failure)
             return
-        targets = iter(damages.targets())
-        self._repeat(section, self.counts.damages, lambda: damages.damage(*next(targets), section))
+        targets = list(islice(damages.targets(), self.counts.damages))
+        self._repeat(section, len(targets), draw, lambda index: damages.damage(*targets[index], section))
 
     def _disks(self, draw: random.Random) -> None:
         disks = DiskRound(self.bench, self.work, draw)
@@ -158,7 +175,7 @@ class Round:
         if failure:
             section.add("not started", failure)
             return
-        self._repeat(section, self.counts.full_disks, lambda: disks.fill(section, tmpfs=disks.has_tmpfs))
+        self._repeat(section, self.counts.full_disks, draw, lambda _: disks.fill(section, tmpfs=disks.has_tmpfs))
 
     def _trackers(self, draw: random.Random) -> None:
         section = self._section("faults of the tracking server")
@@ -167,16 +184,24 @@ class Round:
         if failure:
             section.add("not started", failure)
             return
-        trackers.kill_while_creating(section)
         faults = [*MODES, *ADDRESSES]
-        remaining = iter([*faults, *faults][: self.counts.trackers - 1])
-        self._repeat(section, self.counts.trackers - 1, lambda: trackers.break_tracker(next(remaining), section))
+
+        def act(index: int) -> None:
+            if index == 0:
+                trackers.kill_while_creating(section)
+            else:
+                trackers.break_tracker(faults[(index - 1) % len(faults)], section)
+
+        self._repeat(section, self.counts.trackers, draw, act)
 
     def _soak(self, draw: random.Random) -> None:
         if not self.counts.soak:
             return
         section = self._section("runs, four at a time, one store")
-        soak(self.bench, self.work, section, self.counts.soak)
+        if self.record.restore(section) < self.counts.soak:
+            section.restart()
+            with self.record.one_try(section, self.counts.soak - 1):
+                soak(self.bench, self.work, section, self.counts.soak)
         print(f"{section.name}: {section.tries:,} tries, {len(section.failures)} failures", flush=True)
 
 
@@ -189,6 +214,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the counts of the round")
     parser.add_argument("--only", action="append", default=[], help="kills, damages, disks, trackers, inputs or soak")
     parser.add_argument("--work", type=Path, help="folder that is kept; default: a temporary one")
+    parser.add_argument(
+        "--record", type=Path, help="file with a line for each try; a round that was interrupted goes on from it"
+    )
     parser.add_argument("--table", type=Path, help="file for the table; default: standard output")
     return parser.parse_args()
 
