@@ -21,6 +21,7 @@ from typing import Any
 from harness.data.mixing import batch_order
 from harness.data.mixing.packing import PackedSequences
 from harness.model import accelerator
+from harness.model.matrix_speed import matrix_operations_per_second
 from harness.model.memory_limits import USABLE_SHARE
 from harness.registry import Registry
 from harness.runner.device_table import Device, find_device
@@ -43,6 +44,9 @@ CONTEXT_BYTES = 600 * 2**20
 
 UTILIZATION = 0.35
 """Share of a device's peak at which training is assumed to compute."""
+
+CPU_UTILIZATION = 0.6
+"""The same for a CPU, whose rate is measured. docs/performance.md has 0.54 for LoRA and 0.70 for all weights."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,10 @@ def estimate_memory(
     Returns:
         `device`; `processes`; `weights` and `trained` (numbers of weights); of a process: `bytes` of weights, gradients
         and optimizer, `batch_tokens` of the largest batch, and the bytes of its `activations`, also `checkpointed`,
-        None if they are not known; `kinds`, see `MemoryEstimate.as_dict`, None likewise. For a named device also
-        `available` bytes, `fits` (None if activations are not known), `remedies` (lists of keys with which it would
-        fit), `hours`, and `note` on its number format. None if the model's config is not available.
+        None if they are not known; `kinds`, see `MemoryEstimate.as_dict`, None likewise; `hours` of training, None on a
+        GPU of this machine. For a named device also `available` bytes, `fits` (None if activations are not known),
+        `remedies` (lists of keys with which it would fit), and `note` on its number format. None if the model's config
+        is not available.
     """
     counts = count_weights(prepared, registry)
     if counts is None:
@@ -86,6 +91,12 @@ def estimate_memory(
         _largest_batch(data, {**data.stage.train, **stage.settings}["batch_size"])
         for data, stage in zip(prepared.data.stages, stages, strict=True)
     )
+    operations = _training_flops(prepared, counts, stages)
+    hours = None
+    if device is not None:
+        hours = operations / (UTILIZATION * device.teraflops * 1e12) / 3600 / processes
+    elif name == "cpu":  # which all processes share
+        hours = operations / (CPU_UTILIZATION * matrix_operations_per_second()) / 3600
     result = {
         "device": name,
         "processes": processes,
@@ -96,6 +107,7 @@ def estimate_memory(
         "trained": counts.trained,
         "bytes": estimate.weights + estimate.gradients + estimate.optimizer,
         "kinds": None if counts.activations is None else estimate.as_dict(),
+        "hours": hours,
     }
     if device is None or available is None:
         return result
@@ -106,7 +118,6 @@ def estimate_memory(
         "fits": fits,
         "settings": {stage.name: dict(stage.settings) for stage in stages if stage.settings},
         "remedies": [] if fits is not False else list(_remedies(prepared, estimator)),
-        "hours": _training_flops(prepared, counts, stages) / (UTILIZATION * device.teraflops * 1e12) / 3600 / processes,
         "note": None if device.has_bfloat16 else f"{name} has no bfloat16: set train.precision to float16 or float32",
     }
 

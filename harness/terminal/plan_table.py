@@ -30,6 +30,7 @@ def format_plan(summary: Mapping[str, Any]) -> RenderableType:
     if summary["memory"]:
         parts.append(Text(_format_memory(summary["memory"])))
         parts += [Text(line) for line in _device_lines(summary["memory"])]
+        parts += [Text(line) for line in _time_lines(summary["memory"])]
     if summary["recommendation"]:
         parts.append(Text(f"recommended: {summary['recommendation']}", style="cyan"))
     parts += [Text(f"not known: {text}", style="yellow") for text in summary["unknown"]]
@@ -98,14 +99,23 @@ def _device_lines(memory: Mapping[str, Any]) -> list[str]:
     lines += [f"it would fit with {' '.join(f'--set {key}' for key in keys)}" for keys in memory["remedies"]]
     if not memory["fits"] and not memory["remedies"]:
         lines.append("it fits with no smaller batch, checkpointing, LoRA or 4 bits: use a smaller model or more memory")
-    lines.append(f"training: about {_format_hours(memory['hours'])} at 35 % of the device's peak, without evaluation")
     return lines + ([memory["note"]] if memory["note"] else [])
+
+
+def _time_lines(memory: Mapping[str, Any]) -> list[str]:
+    """Return how long the training takes, if that is known."""
+    if memory["hours"] is None:
+        return []
+    where = "at 35 % of the device's peak" if "available" in memory else "on this CPU as busy as it is now"
+    return [f"training: {_format_hours(memory['hours'])} {where}, without evaluation"]
 
 
 def _format_hours(hours: float) -> str:
     if hours >= 1:
-        return f"{hours:.1f} h"
-    return f"{hours * 60:.0f} min" if hours >= 1 / 60 else f"{hours * 3600:.0f} s"
+        return f"about {hours:.1f} h"
+    if hours >= 1 / 60:
+        return f"about {hours * 60:.0f} min"
+    return f"about {hours * 3600:.0f} s" if hours >= 1 / 3600 else "less than a second"
 
 
 def _stage_table(stage: Mapping[str, Any]) -> Table:

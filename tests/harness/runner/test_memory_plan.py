@@ -1,4 +1,4 @@
-"""`harness plan --device`: memory by kind, whether it fits, and the keys with which it would."""
+"""`harness plan`: memory by kind, the time, whether it fits a device, and the keys with which it would."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from harness.model import matrix_speed
 from harness.model.memory_limits import USABLE_SHARE
 from harness.training.memory_kinds import MemoryEstimate, with_offloaded_shards
 
@@ -110,7 +111,23 @@ def test_a_device_says_what_fits_and_how_long_it_takes(desk, capsys, monkeypatch
     text = " ".join(capsys.readouterr().out.split())
     assert "does not fit into the" in text
     assert f"it would fit with --set {keys[0]}" in text
-    assert "training: about" in text
+    assert "training: less than a second at 35 %" in text
+
+
+def test_on_a_cpu_the_time_follows_from_the_measured_rate_of_matrix_products(desk, capsys, monkeypatch):
+    monkeypatch.setattr("harness.runner.memory_plan.matrix_operations_per_second", lambda: 1e9)
+    memory = planned(desk, capsys, desk.document())
+    gpu = planned(desk, capsys, desk.document(), "--device", "t4-16")
+    assert memory["hours"] == pytest.approx(gpu["hours"] * (0.35 * 65e12) / (0.6 * 1e9))
+    assert planned(desk, capsys, desk.document(), "--gpus", "2")["hours"] == pytest.approx(memory["hours"], rel=0.2)
+    assert desk.command("plan", desk.write(desk.document())) == 0
+    assert "on this CPU as busy as it is now, without evaluation" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_rate_of_matrix_products_counts_two_operations_for_each_product_and_sum(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr("harness.model.matrix_speed.time.perf_counter", lambda: float(next(clock)))
+    assert matrix_speed.matrix_operations_per_second() == 2 * matrix_speed.SIZE**3
 
 
 def test_settings_that_are_left_to_the_device_are_those_of_a_run_there(desk, capsys, monkeypatch):
