@@ -93,6 +93,7 @@ def test_each_spec_can_be_planned(pair, tiny):
     assert cost["written"] == 0
 
 
+@pytest.mark.slow
 def test_the_cost_of_written_rows_is_their_number_times_their_length(tiny):
     spec, named = study.SPECS / "help_desk.json", PAIRS["help_desk"]["arms"]["named"]
     costs = {name: study.cost_of_run(spec, {**tiny, "arms": None, **named[name]}) for name in named}

@@ -54,6 +54,7 @@ def test_every_spec_is_here():
     assert CONFIGS.keys() == {file.stem for file in FOLDER.glob("*.json")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_spec_fits_on_its_device(name, tokenizer, tmp_path, capsys):
     import torch

@@ -121,7 +121,13 @@ def test_spec_can_be_planned_with_its_data(file, model, capsys):
     assert plan["memory"]["weights"] > 0
 
 
-@each_spec
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(file, id=file.stem, marks=[pytest.mark.slow] if "arms" in read_document(file) else [])
+        for file in SPECS
+    ],
+)
 def test_spec_passes_all_data_checks(file, model, capsys):
     assert main.main(["check", str(file), "--json", "--set", f"model.path={model}"]) == 0
     data_check = json.loads(capsys.readouterr().out)
@@ -137,6 +143,7 @@ def test_spec_passes_all_data_checks(file, model, capsys):
     assert responses == {suite: trained if suite == "helpdesk" else 0 for suite in suites}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0, 0.01, 0.05, 0.1, 0.25])
 def test_every_share_of_the_sweep_is_reached(share, model, capsys):
     file = ROOT / "specs" / "mixing_sweep.json"

@@ -210,6 +210,7 @@ def test_items_may_hold_other_line_separators(tmp_path, separator):
     assert [item.prompt for item in choose_items(tmp_path)] == prompts
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_with_the_command(desk, run, capsys, monkeypatch, tmp_path):
     def fill_disk(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")

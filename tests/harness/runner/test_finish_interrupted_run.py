@@ -215,6 +215,7 @@ def test_resumed_experiment_finishes_tracking_of_killed_arm(desk, uri, client, k
     assert list(json.loads((place / "arms.json").read_text())["arms"]) == ["naive", "slow"]
 
 
+@pytest.mark.slow
 def test_completed_continued_run_has_matrix_of_both_runs(desk, monkeypatch):
     def no(*_):
         raise Killed

@@ -192,6 +192,7 @@ def experts(desk, tokenizer):
     return "./moe"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["all-linear", ["q_proj", "v_proj"]], ids=str)
 def test_a_run_on_quantized_experts_is_resumed_saved_and_merged_as_it_was_measured(
     desk, experts, same, listener, tmp_path, target

@@ -113,6 +113,7 @@ def test_the_scores_of_the_evaluations_decide_about_repairs(document, tmp_path):
     assert pulls > 0, "training on other rows makes the general suite worse"
 
 
+@pytest.mark.slow
 def test_the_factors_of_an_adapter_move_and_nothing_else(document, tmp_path, drift_at):
     drift_at(6)
     lora = {"rank": 2, "dropout": 0.0}
@@ -188,6 +189,7 @@ def test_a_repair_that_a_signal_prevents_is_made_when_the_run_resumes(document, 
     assert same(weights(place), weights(whole))
 
 
+@pytest.mark.slow
 def test_early_stopping_sees_the_score_before_the_repair_and_restores_those_weights(
     document, tmp_path, drift_at, monkeypatch
 ):
@@ -257,6 +259,7 @@ def test_a_stage_with_a_new_adapter_has_no_score_at_its_start(document, tmp_path
         start(document, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_start_of_a_later_stage_is_the_evaluation_after_the_stage_before(document, tmp_path, monkeypatch):
     document["mitigations"]["repair"] |= {"suites": ["a"], "tolerance": 1e9}
     document["mode"] = {"continual": {"stages": [{"name": "one", "domain": ["a"]}, {"name": "two", "domain": ["b"]}]}}

@@ -133,6 +133,7 @@ def test_resumed_run_is_bit_identical_to_uninterrupted_run(desk, unbroken, same,
     assert heard.of(events.RunStarted)[0].resuming is True
 
 
+@pytest.mark.slow
 def test_the_checkpoint_of_a_resumed_run_is_hashed_once(desk, listener, monkeypatch):
     place = interrupt_run(desk, listener, desk.continual(), step(1, 3))
     folder = place / "stages/a/checkpoints/checkpoint-2"
@@ -156,6 +157,7 @@ def test_finished_stage_is_not_trained_again(desk, listener):
     assert not list(place.glob("stages/*/end"))
 
 
+@pytest.mark.slow
 def test_stored_answers_are_not_generated_again(desk, listener, generated):
     document = desk.continual(mitigations={"lora": {"rank": 2}})
     place = interrupt_run(desk, listener, document, step(2, 1))
@@ -184,6 +186,7 @@ def test_run_interrupted_while_saving_loses_nothing(desk, unbroken, same, monkey
     same(unbroken(kind), place)
 
 
+@pytest.mark.slow
 def test_run_interrupted_while_saving_snapshot_resumes_from_checkpoint(desk, unbroken, same, monkeypatch):
 
     def no(*_, **__):
@@ -390,6 +393,7 @@ def test_interrupt_before_a_step_exits_with_130_and_names_the_folder(desk, monke
     assert desk.newest().name in said_.out + said_.err
 
 
+@pytest.mark.slow
 def test_stored_spec_loads_as_itself(desk, unbroken):
     from harness import registry
     from harness.spec import schema, spec

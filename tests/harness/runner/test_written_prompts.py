@@ -56,6 +56,7 @@ def test_the_base_model_writes_prompts_and_answers_which_are_trained(desk, liste
     assert data["shares"][0]["general"]["rows"] == pytest.approx(4 / 15)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_reads_the_stored_rows_and_equals_the_whole_run(desk, same, monkeypatch):
     document = self_written(desk)
     document["train"]["save_steps"] = 2
@@ -85,6 +86,7 @@ def test_a_resumed_run_reads_the_stored_rows_and_equals_the_whole_run(desk, same
     same(whole, interrupted)
 
 
+@pytest.mark.slow
 def test_a_prompt_of_a_suite_is_not_trained(desk, listener, monkeypatch):
     real = PromptRowsOfModel.write_prompts
 
@@ -115,6 +117,7 @@ def test_check_and_plan_list_prompts_and_responses_as_not_yet_written(desk, caps
     assert "the prompts and responses of general (kl), not yet written" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_the_divergence_is_computed_on_rows_that_the_model_wrote_alone(desk, listener):
     recorder = listener()
     kl = {"source": "general", "rows": 3, "prompts": "model", "writing": WRITING}

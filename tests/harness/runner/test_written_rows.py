@@ -173,6 +173,7 @@ def test_the_share_does_not_change_what_is_written(desk):
     assert first == second
 
 
+@pytest.mark.slow
 def test_prompts_limits_how_many_are_answered(desk, listener):
     document = self_written(desk, 1 / 12)
     document["mitigations"]["mixing"]["writing"] = {**WRITING, "prompts": 5}
@@ -240,6 +241,7 @@ def test_check_and_plan_list_them_as_not_yet_written(desk, capsys):
     assert "not yet written" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_mitigation_lets_the_current_model_write_before_each_stage(desk, listener, with_shouter):
     recorder = listener()
     folder = desk.start(desk.continual(mitigations={"shouter": {}}), recorder)
@@ -334,6 +336,7 @@ def test_an_interrupted_run_with_the_divergence_on_written_rows_equals_the_whole
     same(whole, interrupted)
 
 
+@pytest.mark.slow
 def test_mixing_and_divergence_with_equal_settings_use_the_same_rows_once(desk, listener, monkeypatch, tmp_path):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     monkeypatch.setenv("HARNESS_EVALUATION_CACHE", "1")
@@ -395,6 +398,7 @@ def with_replay_of_answers(desk, **mitigations):
     return document
 
 
+@pytest.mark.slow
 def test_the_model_after_a_stage_answers_its_prompts_for_the_next_one(desk, listener):
     recorder = listener()
     folder = desk.start(with_replay_of_answers(desk), recorder)

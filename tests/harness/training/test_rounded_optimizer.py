@@ -88,6 +88,7 @@ def narrow(tiny_model):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["transformers", "trl"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_resumed_stage_equals_the_uninterrupted_one(engine, optimizer, tiny_model, make_stage, fit, tmp_path):

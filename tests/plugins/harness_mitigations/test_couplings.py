@@ -198,6 +198,7 @@ def test_infinite_strength_keeps_the_initial_weights(fit, tiny_model):
         assert max_difference(trained, start) < 2.5e-3, coupling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FACTORIES)
 @pytest.mark.parametrize("coupling", COUPLINGS)
 def test_a_stronger_penalty_gives_a_smaller_distance(kind, coupling, fit, tiny_model):
@@ -238,6 +239,7 @@ def test_a_step_depends_on_neither_accumulation_nor_packing(kind, coupling, fit)
         assert other_log[1][f"penalty/{kind}"] == pytest.approx(log[1][f"penalty/{kind}"], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FACTORIES)
 @pytest.mark.parametrize(("coupling", "lora"), [*((c, False) for c in COUPLINGS), ("gradient", True), ("loss", True)])
 def test_a_resumed_stage_equals_an_uninterrupted_one(kind, coupling, lora, tiny_model, tmp_path, tokenizer, make_rows):

@@ -75,6 +75,7 @@ def test_exact_fisher_of_softmax_regression_is_its_closed_form(softmax):
     assert torch.allclose(result.double(), softmax_fisher(softmax, CONTEXTS), rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "tolerance"), [(1, 0.1), (8, 0.15)])
 def test_sampled_fisher_of_softmax_regression_averages_to_its_closed_form(batch_size, tolerance, softmax):
     rows = [create_row((context, 0)) for context in CONTEXTS] * 2000
@@ -140,6 +141,7 @@ def test_fisher_of_linear_regression_is_its_closed_form():
     assert torch.allclose(result.double(), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_fisher_of_two_tokens_equals_the_enumerated_one_of_their_sum(softmax):
     # Two trained tokens: enumerate both, each with its probability; the sum is squared, not each term.
     example = create_row((3, 1, 0))
@@ -181,6 +183,7 @@ def micro_model():
     return model.double()
 
 
+@pytest.mark.slow
 def test_exact_fisher_of_a_language_model_equals_enumeration_and_the_sampled_one_averages_to_it(micro_model):
     rows = [create_row((7, 8, 9, 10), 2), create_row((20, 21, 22), 1)]
     expected = {name: torch.zeros_like(weight) for name, weight in micro_model.named_parameters()}
@@ -204,6 +207,7 @@ def test_exact_fisher_of_a_language_model_equals_enumeration_and_the_sampled_one
     assert trace == pytest.approx(wanted, rel=0.1)
 
 
+@pytest.mark.slow
 def test_batches_with_sampled_labels_estimate_the_same_as_single_rows(tiny_model):
     rows = ROWS * 60
     traces = {}

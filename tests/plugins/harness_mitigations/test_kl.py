@@ -131,6 +131,7 @@ def divergence(model, base, rows):
     return total / count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on", ["general", "task"])
 @pytest.mark.parametrize("accumulation", [4, 8])
 def test_a_step_does_not_depend_on_accumulation(on, accumulation, run_stages, make_rows, tiny_model):

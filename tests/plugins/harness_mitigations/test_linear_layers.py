@@ -54,6 +54,7 @@ def test_ordinary_linear_layers_are_regular(name, tokenizer):
     assert linear_layers.find_irregular_linear_layers(build_architecture(name, tokenizer)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "glm4_moe"])
 @pytest.mark.parametrize("mitigation", ["orthogonal_lora", "lora.start", "wise_ft", "ewc", "l2sp"])
 def test_fused_experts_are_refused_where_linear_layers_are_needed(name, mitigation, tokenizer, make_rows):

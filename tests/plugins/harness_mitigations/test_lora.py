@@ -198,7 +198,7 @@ def test_pissa_of_a_transposed_square_weight_is_its_best_approximation(tokenizer
 
 
 @pytest.mark.parametrize("start", ["zero", *STARTS])
-@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("rslora", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_result_of_two_stages_is_saved_as_an_adapter_of_the_unchanged_base(
     start, rslora, run_stages, make_rows, tiny_model, reloaded
 ):

@@ -98,6 +98,7 @@ def test_changes_of_earlier_stages_are_frozen(run_stages, make_rows, tiny_model)
         assert torch.equal(b, frozen[-2][name][1])
 
 
+@pytest.mark.slow
 def test_a_high_strength_makes_the_new_adapter_orthogonal(run_stages, make_rows, tiny_model):
     overlaps = {}
     for strength in (0.0, 20.0):

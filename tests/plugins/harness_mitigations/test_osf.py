@@ -41,6 +41,7 @@ def strengthen_weakest_directions(model, scale=3.0):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_each_stage_preserves_its_strongest_initial_directions(name, run_stages, make_rows, tiny_model):
     """Under AdamW with weight decay: the directions of the base first, then those that the last stage left."""

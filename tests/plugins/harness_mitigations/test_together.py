@@ -70,7 +70,7 @@ def test_only_incompatible_mitigations_are_rejected(adapter):
     assert set(rejected).isdisjoint({*ADAPTERS, "kl", "token_masking", "replay", "mixing", "ema"} - REJECTED[adapter])
 
 
-@pytest.mark.parametrize("engine", ["transformers", "trl"])
+@pytest.mark.parametrize("engine", ["transformers", pytest.param("trl", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("adapter", REJECTED)
 def test_all_compatible_mitigations_train_two_stages_together(
     adapter, engine, run_stages, make_rows, tiny_model, reloaded

@@ -61,6 +61,7 @@ def test_interpolation_at_zero_and_one_gives_the_ends_bit_for_bit():
     assert torch.allclose(interpolate_weights(start, end, 0.3), 0.7 * start + 0.3 * end, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_variants_interpolate_the_merged_weights_in_two_stages(kind, run_stages, make_rows, tiny_model):
     base, seen = copy.deepcopy(tiny_model), {}
