@@ -30,7 +30,11 @@ def add_parser(subparsers: Subparsers) -> None:
         "--device", metavar="NAME", help="estimate memory and time on a GPU, e.g. h100-80, a10-24, rtx-4090"
     )
     parser.add_argument(
-        "--gpus", type=int_at_least(1), default=1, metavar="N", help="count steps, memory and time for N GPUs"
+        "--gpus",
+        type=int_at_least(1),
+        default=1,
+        metavar="N",
+        help="count steps, memory and time for N GPUs, of all nodes together",
     )
     add_json_argument(parser)
 

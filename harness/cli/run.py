@@ -70,7 +70,8 @@ def add_parser(subparsers: Subparsers) -> None:
         type=int_at_least(1),
         default=1,
         metavar="N",
-        help="share the run among N processes of this machine, one for each GPU; without GPUs, on the CPU",
+        help="share the run among N processes of this machine, one for each GPU; without GPUs, on the CPU. "
+        "Several machines: use torchrun",
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--quiet", action="store_true", help="print only warnings and errors")
@@ -81,6 +82,26 @@ def main(arguments: argparse.Namespace) -> int:
     """Start or resume a run. Returns 3 if the gate fails, after everything is saved."""
     if arguments.resume == "":
         return _list_resumable_runs(arguments)
+    if arguments.gpus > 1:
+        from harness.distributed.local_launcher import run_processes
+
+        _load_run(arguments)  # a wrong spec is reported before the processes start
+        return run_processes(_arguments_of_a_process(arguments), arguments.gpus)
+    from harness.distributed import setup
+
+    with setup.init_processes(arguments.processes) as processes:
+        if processes.is_main:
+            return _run_spec(arguments, processes)
+        _take_part(processes)
+        return 0
+
+
+def _load_run(arguments: argparse.Namespace) -> tuple[Spec, Registry, Path | None]:
+    """Load and check what a new or resumed run needs.
+
+    Returns:
+        The spec, the components, and the folder of a resumed run.
+    """
     run_folder = _resumed_folder(arguments)
     if arguments.allow_plugin_change and run_folder is None:
         what = "has no effect without --resume"
@@ -95,14 +116,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.arms and spec.document["arms"] is None:
         raise HarnessError(f"--arm {arguments.arms[0]}", "the spec has no arms", 'add arms under "arms"')
     planned_spec.validate_arms(arguments, spec, registry, arguments.arms)
-    if arguments.gpus > 1:
-        from harness.distributed.local_launcher import run_processes
-
-        return run_processes(_arguments_of_a_process(arguments), arguments.gpus)
-    from harness.distributed import setup
-
-    with setup.init_processes(arguments.processes) as processes:
-        return _run_spec(arguments, spec, registry, run_folder, processes)
+    return spec, registry, run_folder
 
 
 def _arguments_of_a_process(arguments: argparse.Namespace) -> list[str]:
@@ -168,16 +182,24 @@ def _list_resumable_runs(arguments: argparse.Namespace) -> int:
     raise HarnessError("--resume", "it names no run", f"the newest: {runs[0].resume}")
 
 
-def _run_spec(
-    arguments: argparse.Namespace, spec: Spec, registry: Registry, run_folder: Path | None, processes: Processes
-) -> int:
-    """Run a spec in the main process; worker processes take part silently."""
-    from harness.runner import api, stage_loop
+def _take_part(processes: Processes) -> None:
+    """Share the runs of the main process, silently. What they are, the main process sends."""
+    from harness import registry
+    from harness.distributed.shared_folder import require_shared_folder
+    from harness.runner import stage_loop
+
+    require_shared_folder(processes)
+    stage_loop.run_worker(registry.discover_plugins(), processes)
+
+
+def _run_spec(arguments: argparse.Namespace, processes: Processes) -> int:
+    """Run a spec in the main process."""
+    spec, registry, run_folder = _load_run(arguments)
+    from harness.distributed.shared_folder import require_shared_folder
+    from harness.runner import api
     from harness.terminal.console import Console
 
-    if not processes.is_main:
-        stage_loop.run_worker(registry, processes)
-        return 0
+    require_shared_folder(processes, run_folder or Path(spec.document["output"]))
     with (
         Console.from_options(quiet=arguments.quiet, json=arguments.json) as console,
         processes.on_abort(lambda _: console.close()),

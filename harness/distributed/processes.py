@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from harness.errors import HarnessError
 from harness.utils import stop_signals
 
 T = TypeVar("T")
@@ -34,19 +35,32 @@ class Processes:
 
     Attributes:
         rank: The rank of this process, from 0.
-        world_size: The number of processes.
-        abort_callbacks: Called with the reason in one line, last one first, before another process ends this one.
+        world_size: The number of processes, on all nodes.
+        host: The name of this process's machine; "" if all processes are on one.
+        nodes: The ranks of each node. That of the main process is the first one.
+        group: The group in which processes wait for each other without a timeout.
+        node_group: The group of this process's node; None on the node of the main process.
+        abort_callbacks: Called with a worker's error, last one first, before that error ends the main process.
+        find_worker_error: Returns the error of a worker whose consequence another error is; None: of none.
         ending: Set when this process is about to end by itself.
         abort_lock: Held while this process is ended because of another one.
         perform: In a worker: does a part of what the main process passes to `share`, and returns the result.
     """
 
-    def __init__(self, rank: int = 0, world_size: int = 1, group: Any = None) -> None:
-        self.rank, self.world_size, self._group = rank, world_size, group
-        self.abort_callbacks: list[Callable[[str], None]] = []
+    def __init__(self, rank: int = 0, world_size: int = 1, *, host: str = "") -> None:
+        self.rank, self.world_size, self.host = rank, world_size, host
+        self.nodes: list[list[int]] = [list(range(world_size))]
+        self.group: Any = None
+        self.node_group: Any = None
+        self.abort_callbacks: list[Callable[[HarnessError], None]] = []
+        self.find_worker_error: Callable[[BaseException], HarnessError | None] = lambda _: None
         self.ending = threading.Event()
         self.abort_lock = threading.Lock()
         self.perform: Callable[[Any], Any] | None = None
+
+    def __str__(self) -> str:
+        """Name this process in an error message."""
+        return f"process {self.rank + 1} of {self.world_size}{f' on {self.host}' if self.host else ''}"
 
     @property
     def is_main(self) -> bool:
@@ -62,7 +76,7 @@ class Processes:
             return value
         while isinstance(received := self._broadcast(value), _SharedWork):
             assert self.perform is not None, "the main process shares work only while the workers have set `perform`"
-            self._gather(self.perform(received.request))
+            self.gather(self.perform(received.request))
         main_value: T = received
         return main_value
 
@@ -84,7 +98,7 @@ class Processes:
 
         def gather() -> None:
             try:
-                gathered.set_result(self._gather(None))
+                gathered.set_result(self.gather(None))
             except Exception as error:
                 gathered.set_exception(error)
 
@@ -98,15 +112,15 @@ class Processes:
         from torch import distributed
 
         values = [value]
-        distributed.broadcast_object_list(values, src=0, group=self._group)
+        distributed.broadcast_object_list(values, src=0, group=self.group)
         return values[0]
 
-    def _gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         """Return the values of all processes by rank in the main process; an empty list in the others."""
         from torch import distributed
 
         values: list[Any] = [None] * self.world_size if self.is_main else []
-        distributed.gather_object(value, values if self.is_main else None, dst=0, group=self._group)
+        distributed.gather_object(value, values if self.is_main else None, dst=0, group=self.group)
         return values
 
     def barrier(self) -> None:
@@ -114,16 +128,50 @@ class Processes:
         if self.world_size > 1:
             from torch import distributed
 
-            distributed.barrier(group=self._group)
+            distributed.barrier(group=self.group)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Within the context, the main process runs before the others, which then find what it has cached."""
+        """Within the context, the main process runs before the others, which then find what it has cached.
+
+        A cache may belong to a node. So on each other node the first process runs before its neighbors.
+        """
         if not self.is_main:
             self.broadcast(None)
-        yield
+        with self.node_first():
+            yield
         if self.is_main:
             self.broadcast(None)
+
+    @contextmanager
+    def node_first(self) -> Iterator[None]:
+        """Within the context, one process of each node runs before its neighbors.
+
+        On the node of the main process nobody waits: the main process has filled the cache before.
+        """
+        is_first = any(ranks[0] == self.rank for ranks in self.nodes)
+        if not is_first:
+            self._node_barrier()
+        yield
+        if is_first:
+            self._node_barrier()
+
+    def _node_barrier(self) -> None:
+        if self.node_group is not None:
+            from torch import distributed
+
+            distributed.barrier(group=self.node_group)
+
+    @contextmanager
+    def explained_errors(self) -> Iterator[None]:
+        """Within the context, the consequence of a worker's error, such as a lost connection, becomes that error."""
+        try:
+            yield
+        except BaseException as error:
+            worker_error = self.find_worker_error(error)
+            if worker_error is None:
+                raise
+            raise worker_error from error
 
     def mark_ending(self) -> None:
         """Mark that this process is about to end by itself. Does not return when another process is ending it."""
@@ -131,8 +179,8 @@ class Processes:
             self.ending.set()
 
     @contextmanager
-    def on_abort(self, callback: Callable[[str], None]) -> Iterator[None]:
-        """Within the context, call `callback` before another process ends this one."""
+    def on_abort(self, callback: Callable[[HarnessError], None]) -> Iterator[None]:
+        """Within the context, call `callback` with the error of a worker before it ends this process."""
         self.abort_callbacks.append(callback)
         try:
             yield

@@ -141,7 +141,7 @@ def _resume_note(folder: RunFolder, processes: Processes) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         if resume.is_started(folder.path):
-            error.add_note(f"to resume: {resume_command(folder.path, processes.world_size)}")
+            error.add_note(f"to resume: {resume_command(folder.path, processes.world_size, len(processes.nodes))}")
         raise
 
 

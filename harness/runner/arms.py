@@ -32,7 +32,7 @@ from harness.report.html import write
 from harness.runner import resume
 from harness.runner.bounded_plan import build_bounded_plan
 from harness.runner.context import RunContext
-from harness.runner.error_file import error_file
+from harness.runner.error_file import error_file, write_error
 from harness.runner.finish_interrupted_run import finish_interrupted_run
 from harness.runner.folder import RunFolder
 from harness.runner.prepare import PreparedRun, prepare_checked_run, write_report_page
@@ -295,7 +295,8 @@ def run_arms(
         registry.emit(WarningRaised(text=text))
     try:
         with (
-            processes.on_abort(lambda reason: tracker.fail(RunError(str(folder.path), reason))),
+            processes.on_abort(tracker.fail),
+            processes.on_abort(lambda error: write_error(folder.path, error)),
             error_file(folder.path),
         ):
             failures: dict[str, str] = {}

@@ -26,8 +26,13 @@ def error_file(folder: Path) -> Iterator[None]:
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:
-        text = f"{type(error).__name__}: {error}"
-        text = f"{' '.join(text.split())}\n\n{''.join(traceback.format_exception(error))}"
-        with contextlib.suppress(OSError):  # the disk may be what failed
-            file.write_text(redact_text(text), encoding="utf-8")
+        write_error(folder, error)
         raise
+
+
+def write_error(folder: Path, error: BaseException) -> None:
+    """Write `error.txt`. The error of a worker process has the traceback of the worker as its note."""
+    text = f"{type(error).__name__}: {error}"
+    text = f"{' '.join(text.split())}\n\n{''.join(traceback.format_exception(error))}"
+    with contextlib.suppress(OSError):  # the disk may be what failed
+        (folder / ERROR_FILE).write_text(redact_text(text), encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.data.checks import lengths
 from harness.data.tokenization import fingerprints
+from harness.distributed.processes import Processes
 from harness.interfaces.component import CORE_DISTRIBUTION
 from harness.plugin_versions import installed_version, plugins_in_use
 from harness.registry import Registry
@@ -98,20 +99,21 @@ def data_metadata(prepared: PreparedRun) -> dict[str, Any]:
     }
 
 
-def environment_metadata(prepared: PreparedRun, registry: Registry, spec: Spec, processes: int) -> dict[str, Any]:
+def environment_metadata(prepared: PreparedRun, registry: Registry, spec: Spec, processes: Processes) -> dict[str, Any]:
     """Return the content of `environment.json`: packages, device, git state, `--set` options, digests.
 
     Args:
         prepared: The prepared run.
         registry: The components.
         spec: The spec.
-        processes: Number of processes that share the training.
+        processes: The processes that share the training.
     """
     location = prepared.location
     return {
         **describe_environment(registry, spec),
         "overrides": list(spec.overrides),
-        "processes": processes,
+        "processes": processes.world_size,
+        "nodes": len(processes.nodes),
         "model": {"path": location.path, "kind": location.kind, "digest": location.digest},
         "data": dict(prepared.data.digests),
         "template": fingerprints.template_fingerprint(prepared.template, prepared.tokenizer),

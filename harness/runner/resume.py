@@ -66,13 +66,18 @@ def tracking_info(folder: RunFolder, *, resuming: bool = True) -> dict[str, Any]
 def require_same_world_size(folder: RunFolder, world_size: int) -> None:
     """Require as many processes as the run was started with: each contributes a batch to every step.
 
+    They may be on another number of nodes.
+
     Raises:
         HarnessError: If the number differs; the hint is the command to type.
     """
-    started_with = (folder.read_json("environment.json") or {"processes": world_size}).get("processes", 1)
+    environment = folder.read_json("environment.json") or {"processes": world_size}
+    started_with, nodes = environment.get("processes", 1), environment.get("nodes", 1)
     if started_with != world_size:
         what = f"the run was started with {started_with} process(es), not {world_size}"
-        raise HarnessError(str(folder.path), what, f"resume it with: {resume_command(folder.path, started_with)}")
+        raise HarnessError(
+            str(folder.path), what, f"resume it with: {resume_command(folder.path, started_with, nodes)}"
+        )
 
 
 def changed_plugins(folder: RunFolder, registry: Registry) -> list[str]:

@@ -42,7 +42,7 @@ from harness.runner.evaluate_stages import StageEvaluator
 from harness.runner.folder import save_stage_snapshot
 from harness.runner.prepare import write_report_page
 from harness.runner.report_page import write_run_page
-from harness.runner.stage_loop import RunTask, StageLoop
+from harness.runner.stage_loop import RunTask, StageLoop, input_digests
 from harness.runner.staged_model import StagedModel
 from harness.runner.trackers import mlflow_settings, tracker_listeners
 from harness.runner.tracking_session import emit_tracking_start, tracking_session
@@ -80,7 +80,8 @@ def run_stages(context: RunContext) -> Report:
             processes=context.processes,
         ) as tracker,
     ):
-        context.processes.broadcast(RunTask(context.spec, context.folder.path, context.resuming))
+        inputs = input_digests(context.prepared, context.registry)
+        context.processes.broadcast(RunTask(context.spec, context.folder.path, context.resuming, inputs))
         process = MainProcess(context, tracker)
         with process.clock.phase("write"):  # the phases within it interrupt it
             process.write_inputs()
@@ -126,9 +127,7 @@ class MainProcess(StageLoop):
             HarnessError: If the inputs of a resumed run changed.
         """
         context = self.context
-        environment = metadata.environment_metadata(
-            context.prepared, context.registry, context.spec, context.processes.world_size
-        )
+        environment = metadata.environment_metadata(context.prepared, context.registry, context.spec, context.processes)
         data = metadata.data_metadata(context.prepared)
         if context.resuming:
             resume.require_same_inputs(context.folder, data, environment)

@@ -17,13 +17,15 @@ from typing import Any
 
 from harness.distributed.processes import Processes
 from harness.errors import RunError
+from harness.interfaces.component import CORE_DISTRIBUTION
+from harness.plugin_versions import describe_plugins, installed_version
 from harness.registry import Registry
 from harness.runner import rows_to_write, written_rows
 from harness.runner.context import RunContext
 from harness.runner.early_stopping import EarlyStopper, due_steps
 from harness.runner.evaluate_stages import StageEvaluator
 from harness.runner.folder import RunFolder, load_stage_snapshot, save_stage_snapshot
-from harness.runner.prepare import prepare_run
+from harness.runner.prepare import PreparedRun, prepare_run
 from harness.runner.staged_model import StagedModel
 from harness.seeding import derive_seed, seed_mitigations
 from harness.spec.spec import Spec
@@ -219,11 +221,36 @@ class RunTask:
         spec: The spec of the run.
         path: The folder of the run.
         resuming: Whether an interrupted run is resumed.
+        inputs: See `input_digests`, of the main process.
     """
 
     spec: Spec
     path: Path
     resuming: bool
+    inputs: Mapping[str, str]
+
+
+def input_digests(prepared: PreparedRun, registry: Registry) -> dict[str, str]:
+    """Return the digests of what every process reads by itself: the code, the model and the rows."""
+    versions = {name: str(installed_version(name)) for name in (CORE_DISTRIBUTION, "torch", "transformers")}
+    plugins = {f"plugin {name}": str(about["digest"]) for name, about in describe_plugins(registry).items()}
+    rows = {f"sources.{name}": str(digest) for name, digest in prepared.data.digests.items()}
+    return {**versions, **plugins, "model.path": prepared.location.digest, **rows}
+
+
+def _require_equal_inputs(main_inputs: Mapping[str, str], inputs: Mapping[str, str]) -> None:
+    """Require that this process reads what the main process reads; a node may have files of its own.
+
+    Raises:
+        RunError: An input differs.
+    """
+    for name in {**main_inputs, **inputs}:
+        ours, theirs = inputs.get(name, ""), main_inputs.get(name, "")
+        shorter, longer = sorted((ours, theirs), key=len)
+        is_same_model = name == "model.path" and longer.startswith(f"{shorter}@")  # one does not know the commit
+        if ours != theirs and not is_same_model:
+            what = f"differs from that of the main process: {ours or 'missing'}, not {theirs or 'missing'}"
+            raise RunError(name, what, "give all nodes the same packages and files, e.g. on a shared disk")
 
 
 def run_worker(registry: Registry, processes: Processes) -> None:
@@ -238,7 +265,9 @@ def run_worker(registry: Registry, processes: Processes) -> None:
     registry.muted = True
     task: RunTask | None
     while (task := processes.broadcast(None)) is not None:
-        prepared = prepare_run(task.spec, registry, processes=processes)
+        with processes.node_first():  # which downloads and tokenizes where the cache of the main process is not seen
+            prepared = prepare_run(task.spec, registry, processes=processes)
+        _require_equal_inputs(task.inputs, input_digests(prepared, registry))
         context = RunContext(
             task.spec, registry, prepared, RunFolder(task.path), processes=processes, resuming=task.resuming
         )

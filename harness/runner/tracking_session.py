@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from harness.distributed.processes import SINGLE_PROCESS, Processes
-from harness.errors import RunError
+from harness.errors import HarnessError, RunError
 from harness.events import RunFailed, TrackingStarted, WarningRaised
 from harness.registry import Registry
 from harness.runner import resume
-from harness.runner.error_file import error_file
+from harness.runner.error_file import error_file, write_error
 from harness.runner.folder import RunFolder
 from harness.tracking.mlflow_store import MlflowPages
 from harness.tracking.tracker import MlflowTracker
@@ -38,7 +38,7 @@ def tracking_session(
 ) -> Iterator[MlflowTracker]:
     """Track a run in MLflow for the duration of the context.
 
-    An error is stored in `error.txt`, emitted as `RunFailed` and raised.
+    An error, of this process or of a worker, is stored in `error.txt`, emitted as `RunFailed` and raised.
 
     Args:
         settings: The options of the tracker `mlflow`, and `enabled`.
@@ -56,6 +56,10 @@ def tracking_session(
     def emit_failure(reason: str, *, interrupted: bool = False) -> None:
         registry.emit(RunFailed(error=reason, folder=str(folder.path), interrupted=interrupted))
 
+    def record_worker_error(error: HarnessError) -> None:
+        write_error(folder.path, error)
+        emit_failure(str(error))
+
     tracker = MlflowTracker(
         settings,
         name,
@@ -65,12 +69,13 @@ def tracking_session(
     )
     registry.manager.register(tracker, name="track")
     try:
-        with processes.on_abort(emit_failure), error_file(folder.path):
+        with processes.on_abort(record_worker_error), error_file(folder.path), processes.explained_errors():
             try:
                 yield tracker
             except OSError as error:
                 what = f"cannot read or write a file of the run: {error}"
-                hint = f"free disk space or fix the permissions, then: {resume_command(folder.path)}"
+                command = resume_command(folder.path, processes.world_size, len(processes.nodes))
+                hint = f"free disk space or fix the permissions, then: {command}"
                 raise RunError(str(folder.path), what, hint) from error
     except KeyboardInterrupt as error:
         stop_signals.clear()

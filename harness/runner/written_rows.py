@@ -19,6 +19,7 @@ from harness.data.reading.corpus import CorpusView
 from harness.data.tokenization.tokenize import TokenizedCorpus
 from harness.data.tokenization.tokenized_rows import TokenizedRows
 from harness.data.written_rows import WrittenRow
+from harness.errors import RunError
 from harness.evaluation import base_cache
 from harness.evaluation.evaluate import eval_mode
 from harness.evaluation.fingerprint import evaluation_fingerprint
@@ -83,6 +84,9 @@ def _read_or_write(
             rows = written_rows.reject_evaluated_prompts(rows, context.prepared.data)
             written_rows.save_written_rows(file, rows)
             rows = written_rows.load_written_rows(file)  # as the other processes and a resumed run have them
+    if context.processes.broadcast(rows is not None) and rows is None:
+        hint = "let its disk show new files to all nodes at once, e.g. mount NFS with lookupcache=positive"
+        raise RunError(str(file), "the main process wrote this file, but this process does not see it", hint)
     return rows, cached
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, distributed
 
 from harness.data.mixing.batch_order import largest_batch_tokens
 from harness.data.mixing.packing import PackedSequences
+from harness.distributed.launch import get_local_world_size
 from harness.model import quantized_experts
 from harness.model.device import is_out_of_memory
 from harness.model.memory_limits import USABLE_SHARE
@@ -87,7 +88,7 @@ def with_fitting_settings(
     if device.type == "cpu":
         allocator.return_freed_memory()  # which the estimate does not count
     processes = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-    available = available_bytes(device, processes)
+    available = available_bytes(device, get_local_world_size() if processes > 1 else 1)
     lengths = PackedSequences.from_sequences(data.order).sum_sizes(row_lengths(data.rows))
 
     is_offloaded = device.type == "cuda" and train.get("offload_activations", False)

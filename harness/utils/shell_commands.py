@@ -11,8 +11,13 @@ def harness_command(*words: str | Path) -> str:
     return shlex.join(["harness", *map(str, words)])
 
 
-def resume_command(folder: str | Path, world_size: int = 1) -> str:
-    """Return the command that resumes a run or experiment, with as many processes."""
+def resume_command(folder: str | Path, world_size: int = 1, nodes: int = 1) -> str:
+    """Return the command that resumes a run or experiment, with as many processes.
+
+    Processes on several nodes are started by a launcher, whose own command is not known.
+    """
+    if nodes > 1:
+        return f"{harness_command('run', '--resume', folder)} with {world_size} processes of your launcher"
     gpus = ("--gpus", str(world_size)) if world_size > 1 else ()
     return harness_command("run", "--resume", folder, *gpus)
 

@@ -91,6 +91,11 @@ def is_requested() -> bool:
     return _State.requested is not None
 
 
+def requested_signal() -> str | None:
+    """Return the name of the signal that was received; None if none was."""
+    return _State.requested
+
+
 def raise_if_requested() -> None:
     """Raise `Interrupted` if a signal was received, unless signals are deferred."""
     if _State.requested is not None and not _State.deferrals:

@@ -27,11 +27,30 @@ def test_rank_and_world_size_are_those_of_torchrun():
     assert launch.get_rank(TWO) == 1
 
 
+def test_a_node_has_its_own_ranks():
+    third = {**TWO, "WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "0"}
+    assert (launch.get_world_size(third), launch.get_rank(third)) == (4, 2)
+    assert (launch.get_local_world_size(third), launch.get_local_rank(third)) == (2, 0)
+    without = {name: value for name, value in TWO.items() if name != "LOCAL_WORLD_SIZE"}
+    assert launch.get_local_world_size(without) == 2, "one node, unless the local rank is another one"
+    assert (launch.get_local_world_size({}), launch.get_local_rank({"LOCAL_RANK": "3"})) == (1, 0)
+
+
+def test_local_ranks_tell_the_nodes_apart():
+    assert setup.split_by_node([0, 1, 2, 0, 1]) == [[0, 1, 2], [3, 4]]
+    assert setup.split_by_node([0, 0]) == [[0], [1]]
+    for mixed_up in ([0, 0, 1, 1], [1, 0], [0, 2]):
+        with pytest.raises(HarnessError, match="LOCAL_RANK: the processes of a node do not have consecutive ranks"):
+            setup.split_by_node(mixed_up)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"WORLD_SIZE": "4"}, "4 processes on more than one node"),
-        ({"LOCAL_RANK": "0"}, "more than one node"),
+        ({"RANK": "2"}, "RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE: do not fit together: 2, 2, 1, 2"),
+        ({"LOCAL_WORLD_SIZE": "4"}, "do not fit together: 1, 2, 1, 4"),
+        ({"LOCAL_WORLD_SIZE": "1"}, "do not fit together: 1, 2, 1, 1"),
+        ({"WORLD_SIZE": "4", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": ""}, "LOCAL_WORLD_SIZE: there are several nodes"),
         ({"WORLD_SIZE": "two"}, "'two' is not a number of processes"),
         ({"RANK": ""}, "WORLD_SIZE is 2, but this is not set"),
         ({"MASTER_PORT": ""}, "WORLD_SIZE is 2, but this is not set"),

@@ -4,78 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from support.launched import ENOUGH, start
 
 from harness.tracking import mlflow_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-PROGRAM = Path(__file__).with_name("command_with_fault.py")
 ROW_RECORDER = Path(__file__).with_name("command_that_records_rows.py")
 SHARE_RECORDER = Path(__file__).with_name("command_that_records_shares.py")
-ENOUGH = 240
-
-
-@dataclass(frozen=True)
-class Ended:
-    """What two processes came to. codes: of each; None where its launcher would have had to end it."""
-
-    codes: tuple[int | None, ...]
-    out: str
-    errors: str
-
-    def complaints(self) -> list[str]:
-        """The error lines of the command."""
-        return [line for line in self.errors.splitlines() if line.startswith("harness: ")]
-
-
-def start(*words, processes=2, fault=None, record=None, environment=None, waits=ENOUGH):
-    """Start the command as torchrun would, so that each exit code is seen.
-
-    fault: (what, process, update). record: a program that records, and the folder of its files.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    program = ["-m", "harness"] if fault is None else [str(PROGRAM), *map(str, fault)]
-    program = program if record is None else list(map(str, record))
-    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = []
-    for rank in range(processes):
-        own = {**shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1, **(environment or {})}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, *program, *map(str, words)],
-                env=os.environ | {name: str(value) for name, value in own.items()},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    main, *others = started
-    try:
-        heard = [main.communicate(timeout=ENOUGH)]
-        codes: list[int | None] = [main.returncode]
-        for other in others:
-            try:
-                heard.append(other.communicate(timeout=waits))
-                codes.append(other.returncode)
-            except subprocess.TimeoutExpired:
-                other.kill()
-                heard.append(other.communicate())
-                codes.append(None)
-    finally:
-        for process in started:
-            process.kill()
-    return Ended(tuple(codes), "".join(out for out, _ in heard), "".join(errors for _, errors in heard))
 
 
 def steps(place):
