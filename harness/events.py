@@ -23,6 +23,9 @@ An experiment wraps the runs of its arms:
     (ArmStarted, the events of the run, ArmFinished) for each arm
     ArmsFinished
 
+Arms that run side by side (`--on`) are started and finished in any order. The events of a run are then emitted in the
+process of its arm, and in the main process only its warnings, and `RunFailed` if it fails.
+
 `ProgressUpdated` and `WarningRaised` occur at any time. `InterruptedRunCompleted` follows when `--resume` adds what
 an otherwise finished run lacks.
 

@@ -57,7 +57,12 @@ def run(spec: SpecSource, overrides: Overrides = None, *, quiet: bool = False) -
 
 
 def run_experiment(
-    spec: SpecSource, overrides: Overrides = None, *, arms: Sequence[str] = (), quiet: bool = False
+    spec: SpecSource,
+    overrides: Overrides = None,
+    *,
+    arms: Sequence[str] = (),
+    quiet: bool = False,
+    on: str | None = None,
 ) -> ExperimentResult:
     """Run the arms of a spec and compare them.
 
@@ -66,13 +71,15 @@ def run_experiment(
         overrides: Changes of the spec.
         arms: Names of the arms to run; empty for all.
         quiet: Whether only warnings are printed.
+        on: Where the arms run side by side, as `--on` of `harness run`, e.g. `ray`; None: one after the other, here.
 
     Raises:
-        HarnessError: The input is invalid, or the spec has no arms.
+        HarnessError: The input is invalid, the spec has no arms, or the cluster cannot be reached.
         RunError: An arm failed. The experiment can be resumed with `resume`.
     """
     from harness.cli import planned_spec
 
+    _require_cluster(on)
     arguments = _arguments(spec, overrides)
     loaded, registry, _ = planned_spec.load_spec_and_plan(arguments)
     if loaded.document["arms"] is None:
@@ -82,12 +89,17 @@ def run_experiment(
 
     with _console(registry, quiet=quiet):
         load = planned_spec.arm_spec_loader(arguments, registry)
-        comparison = api.run_experiment(loaded, registry, load, arm_names=arms)
+        comparison = api.run_experiment(loaded, registry, load, arm_names=arms, on=on)
     return load_experiment(comparison.folder)
 
 
 def resume(
-    path: str | os.PathLike[str], *, arms: Sequence[str] = (), quiet: bool = False, allow_plugin_change: bool = False
+    path: str | os.PathLike[str],
+    *,
+    arms: Sequence[str] = (),
+    quiet: bool = False,
+    allow_plugin_change: bool = False,
+    on: str | None = None,
 ) -> RunResult | ExperimentResult:
     """Resume an interrupted run or experiment; it uses its stored spec.
 
@@ -96,6 +108,7 @@ def resume(
         arms: Names of the arms of an experiment to run; empty for all that have no result.
         quiet: Whether only warnings are printed.
         allow_plugin_change: Whether a plugin may have changed since the run was started; the result may then differ.
+        on: Where the arms of an experiment run side by side, as for `run_experiment`.
 
     Raises:
         HarnessError: There is no such run or arm, it is finished, or its inputs or plugins changed.
@@ -105,6 +118,7 @@ def resume(
     from harness.utils.find_run import find_run
     from harness.utils.formats import require_run_format
 
+    _require_cluster(on)
     folder = find_run(Path(path))
     require_run_format(folder)
     arguments = _arguments(folder / "spec.json", None)
@@ -114,6 +128,8 @@ def resume(
         planned_spec.validate_arms(arguments, loaded, registry, arms)
     elif arms:
         raise HarnessError(f"arms={list(arms)}", "the run has no arms", "leave them out")
+    elif on is not None:
+        raise HarnessError(f"on={on!r}", "the run has no arms", "leave it out")
     from harness.runner import api
     from harness.runner.folder import RunFolder
     from harness.runner.resume import require_same_plugins
@@ -123,7 +139,7 @@ def resume(
     with _console(registry, quiet=quiet):
         if has_arms:
             load = planned_spec.arm_spec_loader(arguments, registry)
-            api.run_experiment(loaded, registry, load, arm_names=arms, path=folder)
+            api.run_experiment(loaded, registry, load, arm_names=arms, path=folder, on=on)
         else:
             api.resume_run(loaded, registry, folder)
     return load_experiment(folder) if has_arms else RunResult(folder)
@@ -211,6 +227,14 @@ def compare(
     names = [_run_name(entry) for entry in runs]
     baseline_name = None if baseline is None else _run_name(baseline)
     return ComparisonResult(compare_runs(names, experiment, uri, baseline=baseline_name, score=score, items=items))
+
+
+def _require_cluster(on: str | None) -> None:
+    """Raise HarnessError if `on` is invalid or Ray is not installed, before the spec is loaded."""
+    if on is not None:
+        from harness.runner.ray_cluster import require_ray
+
+        require_ray(on)
 
 
 def _run_name(entry: str | os.PathLike[str] | RunResult) -> str:

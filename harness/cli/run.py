@@ -73,6 +73,12 @@ def add_parser(subparsers: Subparsers) -> None:
         help="share the run among N processes of this machine, one for each GPU; without GPUs, on the CPU. "
         "Several machines: use torchrun",
     )
+    parser.add_argument(
+        "--on",
+        metavar="CLUSTER",
+        help="run the arms of the spec side by side with Ray: ray for the GPUs of this machine, or without GPUs its "
+        "CPU cores; ray://HOST:PORT for a cluster",
+    )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--quiet", action="store_true", help="print only warnings and errors")
     output.add_argument("--json", action="store_true", help="print the report as JSON; progress goes to stderr")
@@ -82,6 +88,8 @@ def main(arguments: argparse.Namespace) -> int:
     """Start or resume a run. Returns 3 if the gate fails, after everything is saved."""
     if arguments.resume == "":
         return _list_resumable_runs(arguments)
+    if arguments.on is not None:
+        _validate_cluster(arguments)
     if arguments.gpus > 1:
         from harness.distributed.local_launcher import run_processes
 
@@ -115,6 +123,9 @@ def _load_run(arguments: argparse.Namespace) -> tuple[Spec, Registry, Path | Non
         _check_plugins(arguments, registry, run_folder)
     if arguments.arms and spec.document["arms"] is None:
         raise HarnessError(f"--arm {arguments.arms[0]}", "the spec has no arms", 'add arms under "arms"')
+    if arguments.on is not None and spec.document["arms"] is None:
+        what = "the spec has no arms, and a single run is not divided by Ray"
+        raise HarnessError(f"--on {arguments.on}", what, 'leave it out, use --gpus N, or add arms under "arms"')
     planned_spec.validate_arms(arguments, spec, registry, arguments.arms)
     return spec, registry, run_folder
 
@@ -132,6 +143,19 @@ def _arguments_of_a_process(arguments: argparse.Namespace) -> list[str]:
         if getattr(arguments, name):
             words.append(f"--{name.replace('_', '-')}")
     return words
+
+
+def _validate_cluster(arguments: argparse.Namespace) -> None:
+    """Raise HarnessError if arms cannot run on the cluster that `--on` names."""
+    from harness.runner.ray_cluster import require_ray
+
+    require_ray(arguments.on)
+    if arguments.gpus > 1:
+        what = "with --on every arm runs on one GPU"
+        raise HarnessError(f"--on {arguments.on} --gpus {arguments.gpus}", what, "leave out one of the two")
+    if arguments.processes > 1:
+        what = f"a launcher has started {arguments.processes} processes, but Ray starts those of the arms"
+        raise HarnessError(f"--on {arguments.on}", what, "start harness without a launcher")
 
 
 def _check_plugins(arguments: argparse.Namespace, registry: Registry, run_folder: Path) -> None:
@@ -208,7 +232,7 @@ def _run_spec(arguments: argparse.Namespace, processes: Processes) -> int:
         if spec.document["arms"] is not None:
             load = planned_spec.arm_spec_loader(arguments, registry)
             comparison = api.run_experiment(
-                spec, registry, load, arm_names=arguments.arms, path=run_folder, processes=processes
+                spec, registry, load, arm_names=arguments.arms, path=run_folder, processes=processes, on=arguments.on
             )
             return _arms_gate_exit_code(comparison.gate)
         report = (

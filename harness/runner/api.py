@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from harness.distributed.processes import SINGLE_PROCESS, Processes
@@ -13,10 +13,12 @@ from harness.report.arm_comparison import ArmComparison
 from harness.report.run_report import Report
 from harness.runner import arms as arms_runner
 from harness.runner import resume
+from harness.runner.arm_run import plan_arms
 from harness.runner.context import RunContext
 from harness.runner.finish_interrupted_run import finish_interrupted_run
 from harness.runner.folder import RunFolder
 from harness.runner.prepare import prepare_checked_run
+from harness.runner.ray_cluster import ray_cluster
 from harness.runner.run_stages import run_stages
 from harness.spec import arms
 from harness.spec.arms import Arm
@@ -84,6 +86,7 @@ def run_experiment(
     arm_names: Sequence[str] = (),
     path: Path | None = None,
     processes: Processes = SINGLE_PROCESS,
+    on: str | None = None,
 ) -> ArmComparison:
     """Run the arms of a spec and compare all arms that have a result.
 
@@ -97,24 +100,26 @@ def run_experiment(
         arm_names: The arms to run; empty for all.
         path: The folder of an experiment to resume; None to start a new one.
         processes: The processes that share each run; this is the main process.
+        on: The Ray cluster on which arms run side by side, see `ray_cluster`; None: one after the other, here.
 
     Raises:
-        HarnessError: If an arm is invalid; the error names the arm.
+        HarnessError: If an arm is invalid, in which case the error names the arm, or the cluster is not reachable.
         RunError: If an arm failed.
     """
     all_arms = arms.expand_arms(spec.document["arms"], spec.where(("arms",)))
     arm_specs = [(arm, _load_arm_spec(arm, load_spec)) for arm in arms.select_arms(all_arms, arm_names)]
-    if path is None:
-        arm_runs = list(arms_runner.prepare_arms(arm_specs, registry, processes))
-        folder = RunFolder.create(spec.document["output"], spec.document["name"])
-        folder.write_json("spec.json", spec.document)
-    else:
-        folder = RunFolder(path)
-        for arm in all_arms:
-            resume.require_same_world_size(RunFolder(path / "arms" / arm.name), processes.world_size)
-        arm_runs = arms_runner.plan_arms(arm_specs, registry)
-    with folder.locked(), _resume_note(folder, processes):
-        return arms_runner.run_arms(spec, arm_runs, registry, folder, processes=processes)
+    with nullcontext() if on is None else ray_cluster(on) as cluster:  # before the work that is lost without it
+        if path is None:
+            arm_runs = list(arms_runner.prepare_arms(arm_specs, registry, processes, keep_data=cluster is None))
+            folder = RunFolder.create(spec.document["output"], spec.document["name"])
+            folder.write_json("spec.json", spec.document)
+        else:
+            folder = RunFolder(path)
+            for arm in all_arms:
+                resume.require_same_world_size(RunFolder(path / "arms" / arm.name), processes.world_size)
+            arm_runs = plan_arms(arm_specs, registry)
+        with folder.locked(), _resume_note(folder, processes):
+            return arms_runner.run_arms(spec, arm_runs, registry, folder, processes=processes, cluster=cluster)
 
 
 def check_arms(

@@ -43,6 +43,9 @@ _DRAFT_NAME = re.compile(r"\.(.+)\.(draft-|old-)?(?P<pid>\d+)")
 EXPORT_FOLDER = "export"
 """The folder of a run in which `harness export` creates folders."""
 
+INVALID_ROWS_FOLDER = "rejected"
+"""The folder of a run with the invalid rows of each source that allows some."""
+
 SNAPSHOT_MANIFEST = "snapshot.json"
 """The checksums of a stage's snapshot."""
 

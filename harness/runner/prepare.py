@@ -92,10 +92,11 @@ def prepare_run(
     use_shares: bool = True,
     loads_model: bool = True,
     processes: Processes = SINGLE_PROCESS,
+    invalid_rows_folder: Path | None = None,
 ) -> PreparedRun:
     """Prepare everything that a run needs before a model is loaded.
 
-    The main process writes every invalid row of a source to `<output>/<name>-rejected/<source>.jsonl`.
+    The main process writes every invalid row of a source to a file of its own.
 
     Args:
         spec: The spec, without arms.
@@ -105,6 +106,7 @@ def prepare_run(
             commands that train nothing.
         loads_model: False for a command that loads no model: its tokenizer may then be a `LightTokenizer`.
         processes: The processes that share the training.
+        invalid_rows_folder: The folder of the files `<source>.jsonl`; None: `<output>/<name>-rejected`.
 
     Raises:
         HarnessError: If the spec, the model or the data is invalid.
@@ -136,10 +138,11 @@ def prepare_run(
     if not spec.document["checks"]["other_template"]:
         folder = Path(location.path) if location.kind in ("folder", "run") else None
         raise_all(fingerprints.template_mismatches(plan, template, templates, tokenizer, folder, spec.where))
+    invalid_rows_folder = invalid_rows_folder or Path(spec.document["output"]) / f"{plan.name}-rejected"
     options = prepare_module.PreparationOptions(
         extra_sources=plan_module.list_named_sources(spec, "mitigations"),
         suite_templates=templates,
-        invalid_rows_folder=Path(spec.document["output"]) / f"{plan.name}-rejected" if processes.is_main else None,
+        invalid_rows_folder=invalid_rows_folder if processes.is_main else None,
         source_options={name: with_row_format(source[1], registry) for name, source in plan.sources.items()},
         processes=processes.world_size,
         longest_unpadded_row=longest_unpadded_row(config, plan.model["attention"]),
@@ -184,7 +187,12 @@ def _near_duplicate_threshold(spec: Spec) -> float:
 
 
 def prepare_checked_run(
-    spec: Spec, registry: Registry, *, plan: Plan | None = None, processes: Processes = SINGLE_PROCESS
+    spec: Spec,
+    registry: Registry,
+    *,
+    plan: Plan | None = None,
+    processes: Processes = SINGLE_PROCESS,
+    invalid_rows_folder: Path | None = None,
 ) -> PreparedRun:
     """Prepare a run and check its data; the result holds the findings.
 
@@ -193,12 +201,13 @@ def prepare_checked_run(
         registry: The components.
         plan: The plan of the spec, if it is built already.
         processes: The processes that share the training.
+        invalid_rows_folder: As for `prepare_run`.
 
     Raises:
         HarnessError: As `prepare_run`, and if a data check fails.
     """
     started_at = time.monotonic()
-    prepared = prepare_run(spec, registry, plan=plan, processes=processes)
+    prepared = prepare_run(spec, registry, plan=plan, processes=processes, invalid_rows_folder=invalid_rows_folder)
     findings = analyze_prepared_data(spec, prepared, registry)
     with locate_errors(spec):
         raise_all(findings.failures)

@@ -39,7 +39,7 @@ from harness.runner import disk_space, metadata, resume
 from harness.runner.context import RunContext
 from harness.runner.early_stopping import EarlyStopper
 from harness.runner.evaluate_stages import StageEvaluator
-from harness.runner.folder import save_stage_snapshot
+from harness.runner.folder import INVALID_ROWS_FOLDER, save_stage_snapshot
 from harness.runner.prepare import write_report_page
 from harness.runner.report_page import write_run_page
 from harness.runner.stage_loop import RunTask, StageLoop, input_digests
@@ -254,10 +254,12 @@ class MainProcess(StageLoop):
 
     def _copy_invalid_rows(self) -> None:
         """Copy the files of invalid rows, which the spec allows, to the run's folder."""
+        folder = self.context.folder.path / INVALID_ROWS_FOLDER
         for name, source in self.context.prepared.data.sources.items():
             invalid_rows_file = source.corpus.invalid_rows_file
-            if invalid_rows_file is not None and invalid_rows_file.is_file():
-                folder = self.context.folder.path / "rejected"
+            if invalid_rows_file is None or invalid_rows_file.parent == folder:
+                continue
+            if invalid_rows_file.is_file():
                 folder.mkdir(exist_ok=True)
                 shutil.copyfile(invalid_rows_file, folder / f"{name}.jsonl")
 

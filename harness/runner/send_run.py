@@ -17,6 +17,7 @@ from harness.registry import Registry
 from harness.report.arm_comparison import ArmComparison
 from harness.runner import arms as arms_runner
 from harness.runner import evaluate_tuned, resume
+from harness.runner.arm_run import arm_metadata
 from harness.runner.bounded_plan import build_bounded_plan
 from harness.runner.folder import RunFolder
 from harness.runner.replay import StoredRun
@@ -122,7 +123,7 @@ class Sender:
             resume_info=tracking_info,
             recorded=_recorded_times(folder),
         )
-        tracker.start(spec.document, [arms_runner.arm_metadata(arm) for arm in all_arms], spec.changed)
+        tracker.start(spec.document, [arm_metadata(arm) for arm in all_arms], spec.changed)
         _require_sent(tracker, settings, folder)
         arm_sender = replace(self, uri=settings["uri"])  # the arms go where the experiment goes
         unfinished: list[str] = []
@@ -134,7 +135,7 @@ class Sender:
             (finished if resume.is_finished(arm_folder) else unfinished).append(arm.name)
             with RunFolder(arm_folder).locked():
                 arm_spec = self.load_spec(arm_folder / "spec.json")
-                arm_sender._send_run(arm_spec, arm_folder, arms_runner.arm_metadata(arm), tracker.run_id)
+                arm_sender._send_run(arm_spec, arm_folder, arm_metadata(arm), tracker.run_id)
         if unfinished or not finished:
             reason = f"{INTERRUPTED} in {', '.join(unfinished)}" if unfinished else INTERRUPTED
             tracker.fail(KeyboardInterrupt(reason))

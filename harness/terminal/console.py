@@ -91,8 +91,7 @@ class Console:
             self._phases = ProgressLog(self._print)
         self._plan: Plan | None = None
         self._arm: str | None = None
-        self._arm_start: events.ArmStarted | None = None
-        self._arm_started_at = 0.0
+        self._arm_starts: dict[str, tuple[events.ArmStarted, float]] = {}  # arm -> its start and time, in seconds
         self._in_experiment = False
         self._warnings = WarningBuffer(self._show_warning)
         self._json_written = False
@@ -201,14 +200,15 @@ class Console:
 
     @_show.register
     def _show_arm_start(self, event: events.ArmStarted) -> None:
-        self._arm, self._arm_start, self._arm_started_at = event.arm, event, time.monotonic()
+        self._arm = event.arm
+        self._arm_starts[event.arm] = event, time.monotonic()
         self._in_experiment = self._phases.transient = True
 
     @_show.register
     def _show_arm_end(self, event: events.ArmFinished) -> None:
-        if self._arm_start is not None:
-            seconds = time.monotonic() - self._arm_started_at
-            self._print(messages.format_arm_end(self._arm_start, event, seconds))
+        if event.arm in self._arm_starts:  # arms that run side by side end in another order
+            start, started_at = self._arm_starts.pop(event.arm)
+            self._print(messages.format_arm_end(start, event, time.monotonic() - started_at))
 
     @_show.register
     def _show_comparison(self, event: events.ArmsFinished) -> None:

@@ -12,8 +12,7 @@ from harness import registry
 from harness.distributed.processes import Processes
 from harness.errors import HarnessError, RunError
 from harness.report import finished_run
-from harness.runner import api, resume
-from harness.runner import arms as arms_runner
+from harness.runner import api, arm_run, resume
 from harness.runner.folder import RunFolder
 from harness.spec import arms as arms_of
 from harness.spec import schema
@@ -142,7 +141,7 @@ def test_seeds_of_an_arm_are_pooled_and_an_interrupted_experiment_is_resumed(des
 def test_resumed_experiment_runs_arms_without_result(desk, arms, finished, tmp_path, monkeypatch, listener):
     """One arm fails while it runs and one has not started; both run when the experiment is resumed."""
     document = arms(named={"naive": {}, "lora": {"mitigations.lora": {"rank": 2}}, "l2sp": {"mitigations.l2sp": {}}})
-    real = arms_runner.run_stages
+    real = arm_run.run_stages
 
     def failing(context):
         if "lora" in context.spec.document["mitigations"]:
@@ -152,14 +151,14 @@ def test_resumed_experiment_runs_arms_without_result(desk, arms, finished, tmp_p
         return real(context)
 
     with monkeypatch.context() as patched:
-        patched.setattr(arms_runner, "run_stages", failing)
+        patched.setattr(arm_run, "run_stages", failing)
         assert desk.command("run", "--quiet", desk.write(document)) == 130
     place = desk.newest()
     assert not (place / "arms.json").exists()
 
     with monkeypatch.context() as patched:
         patched.setattr(
-            arms_runner,
+            arm_run,
             "run_stages",
             lambda context: (failing if "lora" in context.spec.document["mitigations"] else real)(context),
         )
@@ -230,7 +229,7 @@ def test_experiment_without_any_result_reports_first_failure(desk, arms, monkeyp
     def failing(*_, **__):
         raise RunError("stage 'domain'", "memory ran out", "buy some")
 
-    monkeypatch.setattr(arms_runner, "run_stages", failing)
+    monkeypatch.setattr(arm_run, "run_stages", failing)
     assert desk.command("run", "--quiet", desk.write(arms())) == 1
     (line,) = errors(capsys)
     assert "2 arm(s) failed, 'naive' first: memory ran out" in line
@@ -255,7 +254,7 @@ def test_each_arm_is_prepared_once(desk, arms, monkeypatch):
         raise RunError("stage 'domain'", "memory ran out", "buy some")
 
     monkeypatch.setattr(prepare, "prepare_data", lambda *a, **k: prepared.append(1) or real(*a, **k))
-    monkeypatch.setattr(arms_runner, "run_stages", failing)
+    monkeypatch.setattr(arm_run, "run_stages", failing)
     assert desk.command("run", "--quiet", desk.write(arms())) == 1
     assert len(prepared) == 2
 

@@ -12,7 +12,7 @@ from harness import registry
 from harness.errors import HarnessError
 from harness.interfaces.component import CORE_DISTRIBUTION
 from harness.model import save
-from harness.runner import arms
+from harness.runner import shared_stages
 from harness.runner.staged_model import StagedModel
 from harness.spec import plan, schema, spec
 
@@ -52,24 +52,24 @@ def planned(found):
 )
 def test_stages_are_shared_up_to_first_difference(planned, found, override, count):
     other = planned(*([override] if override else []))
-    assert arms.shared_stage_count(planned(), other, found) == count
-    assert arms.shared_stage_count(other, planned(), found) == count
+    assert shared_stages.shared_stage_count(planned(), other, found) == count
+    assert shared_stages.shared_stage_count(other, planned(), found) == count
 
 
 def test_stages_whose_rows_have_another_order_are_not_shared(planned, found):
     def curriculum(**options):
         return planned(f"mode={json.dumps({'curriculum': {'domain': ['helpdesk'], **options}})}", "gate=[]")
 
-    assert arms.shared_stage_count(curriculum(), curriculum(), found) == 1
+    assert shared_stages.shared_stage_count(curriculum(), curriculum(), found) == 1
     assert curriculum().stages == curriculum(descending=True).stages
-    assert arms.shared_stage_count(curriculum(), curriculum(descending=True), found) == 0
+    assert shared_stages.shared_stage_count(curriculum(), curriculum(descending=True), found) == 0
 
 
 def test_stage_with_variants_is_never_shared(planned, found):
     varied = planned(f'{SECOND}.mitigations={{"wise_ft": {{"alphas": [0, 1]}}}}')
-    assert arms.shared_stage_count(varied, varied, found) == 1
+    assert shared_stages.shared_stage_count(varied, varied, found) == 1
     everywhere = planned('mitigations={"wise_ft": {"alphas": [0, 1]}}')
-    assert arms.shared_stage_count(everywhere, everywhere, found) == 0
+    assert shared_stages.shared_stage_count(everywhere, everywhere, found) == 0
 
 
 def arm(folder, *stages, ended=True):
@@ -90,12 +90,16 @@ def test_only_snapshots_of_shared_stages_are_reused(planned, found, tmp_path):
     arm(tmp_path / "naive", "helpdesk", "lists")
     naive, other = planned(), planned(f"{SECOND}.train.learning_rate=1e-5")
     place = tmp_path / "lower"
-    assert arms.reuse_stages(tmp_path, place, other, [("naive", naive)], found) == 1
+    shared = shared_stages.find_shared_stages({"naive": naive, "lower": other}, "lower", found)
+    assert (shared.earlier, shared.donor, shared.to_keep) == ({"naive": 1}, "naive", 0)
+    assert shared_stages.find_shared_stages({"naive": naive, "lower": other}, "naive", found).to_keep == 1
+    assert shared_stages.reuse_stages(tmp_path, place, other, shared.earlier) == 1
     assert (place / "stages/helpdesk/end/weights.safetensors").read_text() == "naive helpdesk"
     assert (place / "stages/helpdesk/trained.json").is_file()
     assert not (place / "stages/lists").exists()
     assert [one.name for one in (place / "predictions").iterdir()] == ["general-stage1.jsonl"]
-    assert arms.reuse_stages(tmp_path, tmp_path / "new", planned("seed=1"), [("naive", naive)], found) == 0
+    assert shared_stages.find_shared_stages({"naive": naive, "new": planned("seed=1")}, "new", found).earlier == {}
+    assert shared_stages.reuse_stages(tmp_path, tmp_path / "new", planned("seed=1"), {}) == 0
     assert not (tmp_path / "new").exists()
 
 
@@ -106,7 +110,7 @@ def test_interrupted_copy_of_snapshots_is_repeated(planned, found, tmp_path):
     left.mkdir(parents=True)
     (left / "half").write_text("written")
     for _ in range(2):  # whatever was linked already
-        assert arms.reuse_stages(tmp_path, tmp_path / "lower", planned(), [("naive", planned())], found) == 1
+        assert shared_stages.reuse_stages(tmp_path, tmp_path / "lower", planned(), {"naive": 2}) == 1
         assert [one.name for one in left.iterdir()] == ["weights.safetensors"]
         assert (left.parent / "evaluations.jsonl").is_file()
     assert (tmp_path / "naive/stages/helpdesk/end/weights.safetensors").read_text() == "naive helpdesk"
@@ -114,22 +118,22 @@ def test_interrupted_copy_of_snapshots_is_repeated(planned, found, tmp_path):
 
 def test_stage_with_mid_stage_evaluations_is_shared_only_with_same_suites(planned, found):
     watched = planned("train.evaluate_steps=1")
-    assert arms.shared_stage_count(watched, watched, found) == 2
+    assert shared_stages.shared_stage_count(watched, watched, found) == 2
     other = replace(watched, suites=tuple(replace(one, limit=1) for one in watched.suites))
-    assert arms.shared_stage_count(watched, other, found) == 0
+    assert shared_stages.shared_stage_count(watched, other, found) == 0
     plain = planned()
-    assert arms.shared_stage_count(plain, replace(plain, suites=other.suites), found) == 2
+    assert shared_stages.shared_stage_count(plain, replace(plain, suites=other.suites), found) == 2
 
 
 def test_arm_without_snapshot_shares_nothing(planned, found, tmp_path):
     arm(tmp_path / "naive")
-    assert arms.reuse_stages(tmp_path, tmp_path / "lower", planned(), [("naive", planned())], found) == 0
+    assert shared_stages.reuse_stages(tmp_path, tmp_path / "lower", planned(), {"naive": 2}) == 0
 
 
 def test_only_snapshots_of_finished_arms_are_deleted(planned, found, tmp_path):
     arm(tmp_path / "naive", "helpdesk")
-    arms.reuse_stages(tmp_path, tmp_path / "broken", planned(), [("naive", planned())], found)
-    arms.delete_snapshots(tmp_path)
+    shared_stages.reuse_stages(tmp_path, tmp_path / "broken", planned(), {"naive": 2})
+    shared_stages.delete_snapshots(tmp_path)
     assert not (tmp_path / "naive/stages/helpdesk/end").exists()
     assert (tmp_path / "broken/stages/helpdesk/end/weights.safetensors").read_text() == "naive helpdesk"
 

@@ -479,6 +479,17 @@ def test_an_experiment_is_one_line_for_each_arm(tmp_path, terminal, mode):
     assert lines[1].strip() == "arm 2 of 2: ewc,seed=0, already has a result"
 
 
+def test_arms_that_run_side_by_side_end_in_another_order():
+    out = io.StringIO()
+    with Console("plain", out, io.StringIO()) as console:
+        for number, arm in enumerate(("naive", "ewc", "lora"), start=1):
+            emit(console, events.ArmStarted, arm=arm, number=number, of=3)
+        for arm in ("ewc", "naive"):
+            emit(console, events.ArmFinished, arm=arm, reused=False)
+    lines = out.getvalue().splitlines()
+    assert [line.rpartition(", finished in ")[0] for line in lines] == ["arm 2 of 3: ewc", "arm 1 of 3: naive"]
+
+
 # -- streams ----------------------------------------------------------------------------------------------------------
 
 
