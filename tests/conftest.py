@@ -27,9 +27,12 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     """Keep the tests of the part. A file is in one part, by a checksum of its path: tests may share a run."""
-    part, parts = (int(number) for number in config.getoption("--part").split("/"))
+    try:
+        part, parts = (int(number) for number in config.getoption("--part").split("/"))
+    except ValueError:
+        part = parts = 0
     if not 1 <= part <= parts:
-        raise pytest.UsageError(f"--part {part}/{parts}: type a part from 1/{parts} to {parts}/{parts}")
+        raise pytest.UsageError(f"--part {config.getoption('--part')}: type the part and their number, e.g. 2/5")
     kept, left_out = [], []
     for item in items:
         path = item.path.relative_to(config.rootpath).as_posix()

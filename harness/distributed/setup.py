@@ -120,7 +120,7 @@ def _init_process_groups(store: Any, processes: Processes) -> None:
             group = distributed.new_group(ranks, backend="gloo", timeout=WAIT_TIMEOUT)  # every process has to call it
             if processes.rank in ranks:
                 processes.node_group = group
-    except (distributed.DistError, ValueError) as error:
+    except (distributed.DistError, ValueError, RuntimeError) as error:  # gloo raises RuntimeError
         raise _connection_error(error) from error
 
 

@@ -97,14 +97,14 @@ def run_arm(context: ArmContext, arm_run: ArmRun, shared: SharedStages) -> ArmOu
     arm, arm_folder = arm_run.arm, context.folder / arm_run.arm.name
     if resume.is_finished(arm_folder):
         return _finish_interrupted_arm(context, arm_run, arm_folder)
-    resuming = resume.is_started(arm_folder)
-    if not resuming:
-        _copy_base_predictions(context.folder, arm_folder)
-        reuse_stages(context.folder, arm_folder, arm_run.plan, shared.earlier)
+    folder = RunFolder(arm_folder)
     try:
-        prepared = arm_run.take_prepared(context.registry, context.processes)
-        folder = RunFolder(arm_folder)
-        with folder.locked():
+        with folder.locked():  # a process of an earlier attempt may still write
+            resuming = resume.is_started(arm_folder)
+            if not resuming:
+                _copy_base_predictions(context.folder, arm_folder)
+                reuse_stages(context.folder, arm_folder, arm_run.plan, shared.earlier)
+            prepared = arm_run.take_prepared(context.registry, context.processes)
             run_stages(
                 RunContext(
                     arm_run.spec,
@@ -129,7 +129,7 @@ def run_arm(context: ArmContext, arm_run: ArmRun, shared: SharedStages) -> ArmOu
 def emit_arm_end(registry: Registry, name: str, outcome: ArmOutcome) -> None:
     """Emit how an arm ended: the warnings of its process, its error, and whether it has a result."""
     for text, rows in outcome.warnings:
-        registry.emit(WarningRaised(text=text, rows=rows))
+        registry.emit(WarningRaised(text=f"arm {name!r}: {text}", rows=rows))
     if outcome.error:
         registry.emit(WarningRaised(text=f"the arm {name!r} failed: {outcome.error}"))
     if outcome.failure is None or outcome.reused:

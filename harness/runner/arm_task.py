@@ -47,12 +47,14 @@ class ArmOutcome:
         error: The error of a failed arm, one line.
         reused: Whether the arm had its result before.
         warnings: Text and rows of each warning, if the arm ran in another process.
+        is_interrupted: Whether a signal stopped the arm.
     """
 
     failure: str | None = None
     error: str = ""
     reused: bool = False
     warnings: Sequence[tuple[str, Sequence[str]]] = ()
+    is_interrupted: bool = False
 
     @classmethod
     def of_error(cls, error: HarnessError) -> ArmOutcome:

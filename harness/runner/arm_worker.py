@@ -46,17 +46,17 @@ def run_arm_task(task: ArmTask) -> ArmOutcome:
         return ArmOutcome.of_error(
             HarnessError(f"arm {task.arm!r}", what, 'set "output" to a folder on a disk that all machines share')
         )
-    _redirect_output(folder / "arms" / task.arm / LOG_FILE)
     try:
+        _redirect_output(folder / "arms" / task.arm / LOG_FILE)
         with handle_stop_signals():
             return _run_arm(task, folder)
     except HarnessError as error:
         return ArmOutcome.of_error(error)
     except KeyboardInterrupt as error:
         reason = str(error) or "interrupted"
-        return ArmOutcome(reason, reason)
+        return ArmOutcome(reason, reason, is_interrupted=True)
     except Exception as error:
-        traceback.print_exc()
+        print(redact_text("".join(traceback.format_exception(error))), file=sys.stderr)
         reason = redact_text(" ".join(describe_exception(error).split()))
         return ArmOutcome(reason, f"{reason}; traceback: arms/{task.arm}/{LOG_FILE}")
 

@@ -125,13 +125,13 @@ class RunFolder:
     def _delete_drafts(self) -> None:
         """Delete what a process that was killed was writing; no other process writes while this one has the lock.
 
-        An export does not lock the run: its draft stays as long as its process lives.
+        An export does not lock the run: its draft stays as long as its process lives. Arms have locks of their own.
         """
         for path in self.path.rglob(".*"):
             match = _DRAFT_NAME.fullmatch(path.name)
-            if match is None or (
-                path.is_relative_to(self.path / EXPORT_FOLDER) and _is_other_process(int(match["pid"]))
-            ):
+            if match is None or path.is_relative_to(self.path / "arms"):
+                continue
+            if path.is_relative_to(self.path / EXPORT_FOLDER) and _is_other_process(int(match["pid"])):
                 continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

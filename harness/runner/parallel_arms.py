@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from harness.errors import RunError
 from harness.events import ArmStarted, ProgressUpdated, RunFailed, WarningRaised
 from harness.runner import resume
 from harness.runner.arm_run import ArmContext, ArmRun, emit_arm_end, run_arm
@@ -25,7 +27,11 @@ POLL_SECONDS = 0.5
 GRACE_SECONDS = 120.0
 """How long arms that are interrupted may run on: each finishes its step and saves a checkpoint."""
 
-ENVIRONMENT_PREFIXES = ("HARNESS_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "MLFLOW_", "WANDB_", "AWS_", "OMP_")
+ENVIRONMENT_PREFIXES = (
+    *("HARNESS_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "MLFLOW_", "WANDB_", "AWS_", "OMP_", "PYTORCH_", "CUBLAS_"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+    *("XDG_CACHE_HOME", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"),
+)
 """Environment variables that begin so are the same in the process of an arm as in the main process."""
 
 Handle = Any
@@ -44,8 +50,8 @@ class Cluster(Protocol):
     def outcome(self, handle: Handle) -> ArmOutcome:
         """Return how a task ended; if its process died, the outcome says so."""
 
-    def interrupt(self, handles: Sequence[Handle]) -> None:
-        """Discard tasks that wait, and interrupt the others with SIGINT."""
+    def interrupt(self, handles: Sequence[Handle], *, at_once: bool = False) -> None:
+        """Discard tasks that wait, and interrupt the others with SIGINT; `at_once` kills their processes."""
 
 
 @dataclass
@@ -84,9 +90,10 @@ def run_side_by_side(context: ArmContext, arm_runs: Sequence[ArmRun], cluster: C
             schedule.submit_ready_arms()
             schedule.wait_for_arms()
             stop_signals.raise_if_requested()
-    except BaseException:
+    except BaseException as error:
         stop_signals.clear()
-        schedule.interrupt()
+        with suppress(RunError) if isinstance(error, RunError) else nullcontext():  # a lost connection is lost twice
+            schedule.interrupt()
         raise
     return {name: schedule.failures[name] for name in schedule.arm_runs if name in schedule.failures}
 
@@ -158,11 +165,24 @@ class _Schedule:
         if running:
             text = f"stopping {running} arm(s) after their current step, with a checkpoint; Ctrl-C again stops at once"
             self._context.registry.emit(WarningRaised(text=text))
-        self._cluster.interrupt(handles)
-        deadline = time.monotonic() + GRACE_SECONDS
-        while handles and time.monotonic() < deadline:
-            ended = self._cluster.wait(handles, POLL_SECONDS)
-            handles = [handle for handle in handles if handle not in ended]
+        try:
+            self._cluster.interrupt(handles)
+            deadline = time.monotonic() + GRACE_SECONDS
+            while handles and time.monotonic() < deadline:
+                ended = self._cluster.wait(handles, POLL_SECONDS)
+                handles = [handle for handle in handles if handle not in ended]
+                for handle in ended:
+                    self._emit_failure_of_stop(self._submitted[handle].name, self._cluster.outcome(handle))
+        finally:  # also after a second signal
+            if handles:
+                names = ", ".join(self._submitted[handle].name for handle in handles)
+                self._context.registry.emit(WarningRaised(text=f"killed without another checkpoint: {names}"))
+                self._cluster.interrupt(handles, at_once=True)
+
+    def _emit_failure_of_stop(self, name: str, outcome: ArmOutcome) -> None:
+        """Emit why an arm could not stop as it should, e.g. because its checkpoint could not be written."""
+        if outcome.failure is not None and not outcome.is_interrupted:
+            self._context.registry.emit(WarningRaised(text=f"the arm {name!r} failed: {outcome.error}"))
 
     def _end(self, name: str, outcome: ArmOutcome) -> None:
         emit_arm_end(self._context.registry, name, outcome)
@@ -194,7 +214,7 @@ class _Schedule:
             parent=self._context.parent,
             tracked=self._context.tracked,
             is_prepared=self.arm_runs[name].is_checked,
-            environment=shared_environment(),
+            environment=shared_environment(self.arm_runs[name].spec.document),
         )
 
     def _log_size(self, name: str) -> int:
@@ -204,9 +224,26 @@ class _Schedule:
             return 0
 
 
-def shared_environment() -> dict[str, str]:
-    """Return the environment variables that the process of an arm gets from this process."""
-    return {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT_PREFIXES)}
+def shared_environment(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return the environment variables that the process of an arm gets from this process.
+
+    Args:
+        document: The spec of the arm; the variables that its `key_env` name are among them.
+    """
+    named = set(_values_of_key(document, "key_env"))
+    return {name: value for name, value in os.environ.items() if name in named or name.startswith(ENVIRONMENT_PREFIXES)}
+
+
+def _values_of_key(value: Any, key: str) -> Iterator[Any]:
+    """Yield the values of a key, however deep it is in a document."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get(key), str):
+            yield value[key]
+        for element in value.values():
+            yield from _values_of_key(element, key)
+    elif isinstance(value, list | tuple):
+        for element in value:
+            yield from _values_of_key(element, key)
 
 
 def _only(counts: Mapping[str, int], names: Collection[str]) -> dict[str, int]:

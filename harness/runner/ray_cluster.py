@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, RunError
 from harness.interfaces.guard import describe_exception
 from harness.runner.arm_task import LOG_FILE, ArmOutcome, ArmTask
 from harness.runner.arm_worker import run_arm_task
@@ -23,7 +23,7 @@ from harness.utils import stop_signals
 from harness.utils.formatting import shorten_text
 
 LOCAL = "ray"
-"""The value of `--on` for this machine, or the Ray that runs here or that `RAY_ADDRESS` names."""
+"""The value of `--on` for a Ray that is started on this machine, or the one that `RAY_ADDRESS` names."""
 
 CONNECTION_SECONDS = 30.0
 """How long the program waits for the machine of an address."""
@@ -66,13 +66,15 @@ class RayCluster:
 
     def submit(self, task: ArmTask) -> Any:
         """See `parallel_arms.Cluster`."""
-        return self._run.options(name=task.arm).remote(task)
+        with self._connection():
+            return self._run.options(name=task.arm).remote(task)
 
     def wait(self, handles: Sequence[Any], seconds: float) -> Sequence[Any]:
         """See `parallel_arms.Cluster`."""
         ended: list[Any]
         try:
-            ended, _ = self._ray.wait(list(handles), num_returns=1, timeout=seconds, fetch_local=False)
+            with self._connection():
+                ended, _ = self._ray.wait(list(handles), num_returns=1, timeout=seconds, fetch_local=False)
         except KeyboardInterrupt:
             stop_signals.raise_if_requested()  # Ray replaces the exception of the signal handler, which has its name
             raise
@@ -85,7 +87,7 @@ class RayCluster:
             outcome: ArmOutcome = self._ray.get(handle)
             return outcome
         except errors.TaskCancelledError:
-            reason = "it was canceled"
+            return ArmOutcome("it was canceled", "it was canceled", is_interrupted=True)
         except errors.OutOfMemoryError:
             reason = "Ray ended its process, because the machine was short of memory"
         except (errors.WorkerCrashedError, errors.NodeDiedError, errors.LocalRayletDiedError, errors.ObjectLostError):
@@ -96,10 +98,20 @@ class RayCluster:
             reason = f"Ray could not run it: {' '.join(describe_exception(error).split())}"
         return ArmOutcome(reason, reason)
 
-    def interrupt(self, handles: Sequence[Any]) -> None:
+    def interrupt(self, handles: Sequence[Any], *, at_once: bool = False) -> None:
         """See `parallel_arms.Cluster`."""
         for handle in handles:
-            self._ray.cancel(handle, force=False)
+            with self._connection():
+                self._ray.cancel(handle, force=at_once)
+
+    @contextmanager
+    def _connection(self) -> Iterator[None]:
+        """Turn an error of Ray itself into a failure of the experiment, whose arms can be resumed."""
+        try:
+            yield
+        except (self._ray.exceptions.RayError, ConnectionError) as error:
+            what = f"the connection to Ray was lost: {' '.join(describe_exception(error).split())}"
+            raise RunError("Ray", what, "check the cluster, then resume: harness run --resume RUN") from error
 
 
 @contextmanager
@@ -118,6 +130,9 @@ def ray_cluster(on: str) -> Iterator[RayCluster]:
     if on == LOCAL and ray.is_initialized():  # a Python program that uses Ray itself
         yield RayCluster()
         return
+    if ray.is_initialized():
+        hint = 'pass on="ray" to use that one, or call ray.shutdown() first'
+        raise HarnessError(f"--on {on}", "this program is connected to Ray already", hint)
     with _without_messages_of_ray():
         with _unchanged_signal_handlers():
             try:
@@ -147,17 +162,17 @@ def _import_ray() -> Any:
 def _connect(on: str) -> None:
     ray = _import_ray()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = os.environ.get("RAY_ADDRESS", "auto") if on == LOCAL else on
+    address = os.environ.get("RAY_ADDRESS", "") if on == LOCAL else on
     match = _ADDRESS.fullmatch(address)
     if match is not None:
         _require_reachable(on, match["host"].strip("[]"), int(match["port"]))
         ray.init(address, **options)
         return
-    try:
-        ray.init("auto", **options)  # a Ray that runs on this machine
-    except ConnectionError:
-        os.environ.setdefault("RAY_worker_niceness", "0")  # by default Ray gives its processes a low priority
-        ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **options)
+    if address not in ("", "local"):
+        raise HarnessError("RAY_ADDRESS", f"{address!r} is not HOST:PORT or ray://HOST:PORT", "correct or unset it")
+    # A Ray of its own: one that runs here may belong to another experiment or user, and end with it.
+    os.environ.setdefault("RAY_worker_niceness", "0")  # by default Ray gives its processes a low priority
+    ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **options)
 
 
 def _require_reachable(on: str, host: str, port: int) -> None:

@@ -57,7 +57,7 @@ def _key_in_document(document: Mapping[str, Any], where: str) -> JsonPath | None
     more = rest[len(name) + 1 :]
     kind = next(iter(document[section][name])) if section == "sources" else None
     inner = tuple(more.split(".")) if more else ()
-    return (section, name, *((kind,) if inner and kind is not None else ()), *inner)
+    return (section, name, *((kind,) if inner and kind not in (None, inner[0]) else ()), *inner)
 
 
 def _path_of_file(sources: Mapping[str, Mapping[str, Any]], where: str) -> JsonPath | None:

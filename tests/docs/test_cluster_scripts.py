@@ -65,7 +65,13 @@ def submit(script, tmp_path):
     for name, text in {"srun": SRUN, "harness": HARNESS, "scontrol": SCONTROL}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(stat.S_IRWXU)
-    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NODELIST": "node[1-2]"}
+    job = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_NTASKS": "4",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_CPUS_PER_TASK": "8",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+    }
 
     def run(*words):
         (tmp_path / "calls.jsonl").unlink(missing_ok=True)
@@ -98,6 +104,14 @@ def test_the_slurm_script_requeues_an_interrupted_run_and_resumes_it(submit, tmp
     for words, _ in calls:
         assert words == ["run", "--resume", "runs/7/my-1"]
         assert _build_parser(words).parse_args(words).resume == "runs/7/my-1"
+
+
+def test_a_failed_run_is_resumed_by_its_folder(submit):
+    code, calls = submit("--resume", "runs/6/my-1")
+    assert code == 0
+    for words, _ in calls:
+        assert words == ["run", "--resume", "runs/6/my-1"]
+        assert _build_parser(words).parse_args(words).overrides == []
 
 
 def torchrun_commands():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import socket
 from collections import Counter
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 
 from harness import events, registry
 from harness.cli.main import main
-from harness.errors import HarnessError
+from harness.errors import HarnessError, RunError
 from harness.runner import arm_worker, parallel_arms, ray_cluster
 from harness.runner.arm_run import ArmContext, plan_arms
 from harness.runner.arm_task import LOG_FILE, ArmOutcome, ArmTask
@@ -123,7 +124,7 @@ class FakeCluster:
     def __init__(self, context, on_wait):
         self.context, self.on_wait = context, on_wait
         self.tasks, self.outcomes, self.seen = {}, {}, set()
-        self.interrupted = []
+        self.interrupted, self.killed = [], []
 
     def submit(self, task):
         self.tasks[task.arm] = task
@@ -148,8 +149,8 @@ class FakeCluster:
     def outcome(self, handle):
         return self.outcomes[handle]
 
-    def interrupt(self, handles):
-        self.interrupted += handles
+    def interrupt(self, handles, *, at_once=False):
+        (self.killed if at_once else self.interrupted).extend(handles)
 
 
 @pytest.fixture
@@ -225,7 +226,7 @@ def test_events_say_when_an_arm_starts_and_ends_and_repeat_its_warnings(planned)
     counts = Counter((type(event), event.arm) for event in recorder.events if hasattr(event, "arm"))
     assert counts == {(kind, arm): 1 for kind in (events.ArmStarted, events.ArmFinished) for arm in NAMED}
     (warning,) = recorder.of(events.WarningRaised)
-    assert (warning.text, warning.rows) == ("a warning", ("row 1",))
+    assert (warning.text, warning.rows) == ("arm 'warm': a warning", ("row 1",))
     progress = recorder.of(events.ProgressUpdated)
     assert (progress[0].done, progress[0].total, progress[0].note) == (0, 4, "warm")
     assert progress[-1].done == 4
@@ -253,8 +254,8 @@ def test_a_signal_interrupts_the_arms_and_waits_until_they_have_ended(planned, m
             cluster.start("naive")
             stop_signals._State.requested = "SIGTERM"
         if len(waits) == 3:
-            for name in cluster.tasks:
-                cluster.end(name)
+            cluster.end("naive", ArmOutcome("the disk is full", "arms/naive: the disk is full"))
+            cluster.end("warm", ArmOutcome("interrupted", "interrupted", is_interrupted=True))
 
     cluster = FakeCluster(context, on_wait)
     with pytest.raises(stop_signals.Interrupted) as raised:
@@ -264,20 +265,38 @@ def test_a_signal_interrupts_the_arms_and_waits_until_they_have_ended(planned, m
     assert set(cluster.tasks) == {"naive", "warm"}, "no arm is submitted any more"
     assert waits == [0, 2, 2, 2], "it waited for both arms after it had interrupted them"
     assert not stop_signals.is_requested()
-    assert "stopping 1 arm(s) after their current step" in recorder.warnings()[0]
+    stopping, failed = recorder.warnings()
+    assert "stopping 1 arm(s) after their current step" in stopping
+    assert failed == "the arm 'naive' failed: arms/naive: the disk is full"
+    assert cluster.killed == []
 
 
-def test_arms_that_do_not_end_are_left_after_the_time_of_grace(planned, monkeypatch):
-    arm_runs, context, _ = planned
-    monkeypatch.setattr(parallel_arms, "GRACE_SECONDS", 0.0)
+def test_arms_that_do_not_end_are_killed_after_the_time_of_grace(planned, monkeypatch):
+    arm_runs, context, recorder = planned
+    clock = iter(range(0, 10_000, 50))
+    monkeypatch.setattr(parallel_arms.time, "monotonic", lambda: next(clock))
 
     def on_wait(cluster):
-        raise ValueError("a bug")
+        if not cluster.interrupted:
+            raise ValueError("a bug")
+        cluster.end("warm")
 
     cluster = FakeCluster(context, on_wait)
     with pytest.raises(ValueError, match="a bug"):
         parallel_arms.run_side_by_side(context, arm_runs, cluster)
     assert cluster.interrupted == ["naive", "warm"]
+    assert cluster.killed == ["naive"]
+    assert recorder.warnings()[-1] == "killed without another checkpoint: naive"
+
+
+def test_a_lost_connection_is_reported_once(planned):
+    arm_runs, context, _ = planned
+
+    def on_wait(cluster):
+        raise RunError("Ray", "the connection to Ray was lost" if not cluster.interrupted else "another")
+
+    with pytest.raises(RunError, match="the connection to Ray was lost"):
+        parallel_arms.run_side_by_side(context, arm_runs, FakeCluster(context, on_wait))
 
 
 # -- the process of an arm --------------------------------------------------------------------------------------------
@@ -303,13 +322,17 @@ def test_the_environment_is_set_before_anything_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HARNESS_SOME_OPTION", "old")
     arm_worker.run_arm_task(task_of(tmp_path, environment={"HARNESS_SOME_OPTION": "new"}))
-    assert parallel_arms.shared_environment()["HARNESS_SOME_OPTION"] == "new"
+    assert os.environ["HARNESS_SOME_OPTION"] == "new"
 
 
 def test_only_named_environment_variables_are_sent(monkeypatch):
     monkeypatch.setenv("PATH_TO_MY_DIARY", "secret")
     monkeypatch.setenv("HARNESS_TRUST_REMOTE_CODE", "1")
-    sent = parallel_arms.shared_environment()
+    monkeypatch.setenv("JUDGE_KEY", "abc")
+    monkeypatch.setenv("OTHER_KEY", "def")
+    sent = parallel_arms.shared_environment({"evaluate": {"x": {"metrics": [{"server": {"key_env": "JUDGE_KEY"}}]}}})
+    assert sent["JUDGE_KEY"] == "abc"
+    assert "OTHER_KEY" not in sent
     assert sent["HARNESS_TRUST_REMOTE_CODE"] == "1"
     assert {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"} <= set(sent)
     assert not {"PATH", "PATH_TO_MY_DIARY", "HOME"} & set(sent)
@@ -370,10 +393,20 @@ def test_an_interruption_in_ray_keeps_the_name_of_its_signal(monkeypatch):
         raise KeyboardInterrupt
 
     cluster = object.__new__(ray_cluster.RayCluster)
-    cluster._ray = SimpleNamespace(wait=wait)
+    cluster._ray = SimpleNamespace(wait=wait, exceptions=SimpleNamespace(RayError=RuntimeError))
     with pytest.raises(KeyboardInterrupt) as raised:
         cluster.wait(["handle"], 0.1)
     assert not isinstance(raised.value, stop_signals.Interrupted)
     monkeypatch.setattr(stop_signals._State, "requested", "SIGTERM")
     with pytest.raises(stop_signals.Interrupted, match="SIGTERM"):
+        cluster.wait(["handle"], 0.1)
+
+
+def test_an_error_of_ray_is_a_failure_that_can_be_resumed():
+    def wait(*_, **__):
+        raise ConnectionError("the stream is closed")
+
+    cluster = object.__new__(ray_cluster.RayCluster)
+    cluster._ray = SimpleNamespace(wait=wait, exceptions=SimpleNamespace(RayError=RuntimeError))
+    with pytest.raises(RunError, match=r"the connection to Ray was lost: .*the stream is closed; .*--resume RUN"):
         cluster.wait(["handle"], 0.1)
