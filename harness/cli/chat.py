@@ -34,16 +34,17 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Load the model and answer until the input ends."""
-    from harness.registry import discover_plugins
     from harness.report.finished_run import load_run_json
-    from harness.runner.prepare import create_progress
-    from harness.runner.trained_model import load_trained_model
-    from harness.terminal.chat import Chat, Speaker
-    from harness.terminal.console import Console
     from harness.utils.find_run import find_finished_run
 
     run = find_finished_run(arguments.run)
     require_trusting_spec(arguments, load_run_json(run, "spec.json"))
+    from harness.registry import discover_plugins
+    from harness.runner.prepare import create_progress
+    from harness.runner.trained_model import load_trained_model
+    from harness.terminal.chat import Chat, Speaker
+    from harness.terminal.console import Console
+
     registry = discover_plugins()
     with Console.from_options(quiet=True) as console:
         registry.manager.register(console, name="console")

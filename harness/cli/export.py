@@ -21,6 +21,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "Write the trained model of a run in another form, and compare it with the run's model.",
         "harness export runs/mixed-sft-20260101-120000-ab12 --to merged my-model",
     )
+    parser.usage = "harness export RUN --to EXPORTER [FOLDER] [--set KEY=VALUE] [--no-verify]"
     parser.add_argument("run", metavar="RUN", help="the folder or the name of a finished run")
     parser.add_argument(
         "--to",
@@ -43,15 +44,16 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Export the model and print what was written."""
-    from harness.registry import discover_plugins
     from harness.report.finished_run import load_run_json
-    from harness.runner.export_model import export_model
-    from harness.runner.folder import EXPORT_FOLDER
-    from harness.terminal.console import Console
     from harness.utils.find_run import find_finished_run
 
     run = find_finished_run(arguments.run)
     require_trusting_spec(arguments, load_run_json(run, "spec.json"))
+    from harness.registry import discover_plugins
+    from harness.runner.export_model import export_model
+    from harness.runner.folder import EXPORT_FOLDER
+    from harness.terminal.console import Console
+
     name, *folders = arguments.to
     if len(folders) > 1:
         raise HarnessError("--to", f"{len(folders)} folders are named", "name one folder")

@@ -42,14 +42,15 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Write the answers and print where."""
-    from harness.registry import discover_plugins
     from harness.report.finished_run import load_run_json
-    from harness.runner.answer_file import PromptFile, answer_file
-    from harness.terminal.console import Console
     from harness.utils.find_run import find_finished_run
 
     run = find_finished_run(arguments.run)
     require_trusting_spec(arguments, load_run_json(run, "spec.json"))
+    from harness.registry import discover_plugins
+    from harness.runner.answer_file import PromptFile, answer_file
+    from harness.terminal.console import Console
+
     model = "base" if arguments.base else "answers"
     output = arguments.output or run / "generated" / f"{arguments.file.stem}.{model}.jsonl"
     registry = discover_plugins()

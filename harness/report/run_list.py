@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from harness.errors import HarnessError
 from harness.spec.arms import expand_arms
-from harness.utils.find_run import ERROR_FILE, LOCK_FILE
+from harness.utils.find_run import ERROR_FILE, is_running
 from harness.utils.json_depth import load_json
 from harness.utils.shell_commands import resume_command
 
@@ -80,7 +80,7 @@ def _describe_run(folder: Path) -> ListedRun:
         headline = str(verdict.get("headline", "")) if isinstance(verdict, Mapping) else ""
     error = _first_line(folder / ERROR_FILE)
     status: RunStatus = "failed" if error else "finished" if is_finished else "interrupted"
-    if _is_locked(folder):
+    if is_running(folder):
         status = "running"
     return ListedRun(
         name=folder.name,
@@ -110,20 +110,6 @@ def _start_time(folder: Path) -> datetime:
         except ValueError:
             pass
     return datetime.fromtimestamp((folder / "spec.json").stat().st_mtime)
-
-
-def _is_locked(folder: Path) -> bool:
-    """Return whether a process of this machine holds the lock of a run."""
-    try:
-        import fcntl
-
-        with (folder / LOCK_FILE).open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (OSError, ImportError):  # no lock file, or a system without such locks
-        return False
-    return False
 
 
 def _first_line(file: Path) -> str:

@@ -26,9 +26,13 @@ from harness.utils import find_run
 from harness.utils.formats import SPEC_FORMAT, format_problem
 from harness.utils.formatting import shorten_text
 from harness.utils.regular_files import read_regular_file
+from harness.utils.shell_commands import harness_command
 
 MAX_SPEC_BYTES = 64_000_000
 """A spec is never larger: a file of this size was named by mistake."""
+
+DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".txt")
+"""Files that are named in place of a spec by mistake."""
 
 MAX_ECHO = 100
 """Characters of an option that errors repeat."""
@@ -125,6 +129,9 @@ def load_spec(
 
 
 def _parse_file(path: FilePath) -> LocatedJson:
+    if path.suffix.lower() in DATA_SUFFIXES and path.is_file():
+        hint = f"draft a spec for it: {harness_command('init', path)}"
+        raise HarnessError(str(path), "this is a file of rows, not a spec", hint)
     parse = parse_yaml if path.suffix.lower() in YAML_SUFFIXES else json_locations.parse_json
     return parse(_read_text_file(path), str(path))
 

@@ -73,6 +73,7 @@ class Chat:
         self._trained, self._speakers, self._settings, self._system = trained, speakers, settings, system
         self._stdin = stdin or sys.stdin
         self._console = console or Console(highlight=False)
+        self._cut: list[str] = []
         self._interactive = self._stdin.isatty() and self._console.is_terminal
 
     def run(self) -> None:
@@ -144,6 +145,10 @@ class Chat:
         if not self._interactive:
             for name, answer in texts.items():
                 self._console.out(printable(f"{name}: {answer}" if len(texts) > 1 else answer), highlight=False)
+        if self._cut:
+            limit = self._settings.max_new_tokens
+            self._note(f"cut after {limit} tokens ({', '.join(self._cut)}); --max-new-tokens N allows more")
+            self._cut.clear()
 
     def _open_display(self) -> Live | _NoDisplay:
         if not self._interactive:
@@ -166,6 +171,8 @@ class Chat:
                 turn=len(speaker.messages) // 2,
             )
         show(answer.text)
+        if answer.finish == "length":
+            self._cut.append(speaker.name)
 
     def _render(self, texts: dict[str, str]) -> RenderableType:
         if len(texts) == 1:

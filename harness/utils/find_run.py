@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.errors import HarnessError
 from harness.utils.formatting import join_names
 from harness.utils.output_folders import DEFAULT_OUTPUT, known_outputs
-from harness.utils.shell_commands import resume_command
+from harness.utils.shell_commands import harness_command, resume_command
 
 LOCK_FILE = ".lock"
 """The file in a run's folder that a running process locks."""
@@ -140,6 +140,23 @@ def find_finished_run(run: str | Path, output: str | Path = "runs", *, where: st
         )
         raise HarnessError(error_location, f"'{folder}' is an experiment of several runs", hint)
     if not (folder / "report.json").is_file():
+        if is_running(folder):
+            hint = f"wait until it ends; its state: {harness_command('runs', folder.parent)}"
+            raise HarnessError(error_location, f"the run '{folder}' has no result yet: it is running", hint)
         what = f"the run '{folder}' has no result: it did not finish"
         raise HarnessError(error_location, what, f"resume it: {resume_command(folder)}")
     return folder
+
+
+def is_running(folder: Path) -> bool:
+    """Return whether a process of this machine holds the lock of a run."""
+    try:
+        import fcntl
+
+        with (folder / LOCK_FILE).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (OSError, ImportError):  # no lock file, or a system without such locks
+        return False
+    return False

@@ -79,7 +79,7 @@ class Gguf(Exporter):
             raise HarnessError(
                 "export gguf",
                 "llama-cpp-python, which loads and verifies the file, is not installed",
-                "pip install 'harness-sft[gguf]' (it is compiled, which takes minutes)",
+                "pip install llama-cpp-python (it is compiled, which takes minutes)",
             )
 
     def export(self, source: ExportSource, folder: Path) -> str:

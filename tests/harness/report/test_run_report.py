@@ -269,6 +269,11 @@ def test_closing_commands_can_be_copied(run_parts, tmp_path, monkeypatch):
     folder = tmp_path / ("long name " * 12)
     text = displayed(run_parts.report(folder, uri="sqlite:///mlflow.db"), width=80)
     assert f"run folder  {folder}  (3 min 07 s)\n" in text
+    assert "harness chat" not in text, "there is no model"
+    (tmp_path / "b" / "model").mkdir(parents=True)
+    text_with_model = displayed(run_parts.report(tmp_path / "b"), width=80)
+    assert f"harness chat {tmp_path}/b --compare\n" in text_with_model
+    assert f"harness export {tmp_path}/b --to merged\n" in text_with_model
     assert f"harness compare '{folder.name}'\n" in text
     assert "mlflow ui --backend-store-uri sqlite:///mlflow.db\n" in text
     text = displayed(run_parts.report(tmp_path / "a", uri="https://track.example"), width=80)

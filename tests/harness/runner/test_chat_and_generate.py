@@ -112,7 +112,7 @@ class Terminal(io.StringIO):
 def open_chat(monkeypatch):
     """A function that runs a chat on a terminal and returns the conversations that were answered and the output."""
 
-    def open_chat(*lines, fail=None):
+    def open_chat(*lines, fail=None, finish="eos"):
         seen, typed, output = [], iter(lines), Terminal()
 
         def answer(trained, model, messages, settings, on_text, *, turn=0):
@@ -121,7 +121,7 @@ def open_chat(monkeypatch):
             if fail is not None:
                 raise fail
             on_text("hallo")
-            return Answer("hallo", "eos", 2)
+            return Answer("hallo", finish, 2)
 
         def read(prompt):
             try:
@@ -160,6 +160,12 @@ def test_commands_of_the_chat(open_chat):
     ]
     assert "there is no command /what" in output
     assert "hallo" in output
+
+
+def test_an_answer_that_was_cut_is_marked(open_chat):
+    _, output = open_chat("hi", finish="length")
+    assert "cut after 256 tokens (base, tuned); --max-new-tokens N allows more" in " ".join(output.split())
+    assert "cut after" not in open_chat("hi")[1]
 
 
 def test_ctrl_c_keeps_the_answer_so_far(open_chat):

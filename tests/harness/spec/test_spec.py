@@ -66,6 +66,15 @@ def test_missing_file_is_reported(schema):
     assert caught.value.lines() == ["no/such.json: the file does not exist; check the path"]
 
 
+@pytest.mark.parametrize("name", ["tickets.csv", "tickets.JSONL"])
+def test_a_file_of_rows_is_not_a_spec(schema, tmp_path, name):
+    (tmp_path / name).write_text("question,answer\nWhat?,That.\n")
+    with pytest.raises(HarnessError, match=r"this is a file of rows, not a spec; draft a spec for it: harness init .*"):
+        load_spec(tmp_path / name, schema)
+    with pytest.raises(HarnessError, match="does not exist"):
+        load_spec(tmp_path / "other.csv", schema)
+
+
 def test_folder_is_not_a_spec(schema, tmp_path):
     with pytest.raises(HarnessError, match="cannot read it: Is a directory; name a JSON file"):
         load_spec(tmp_path, schema)

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from harness.errors import HarnessError
-from harness.utils.find_run import AmbiguousRun, find_finished_run, find_run, find_run_anywhere
+from harness.utils.find_run import LOCK_FILE, AmbiguousRun, find_finished_run, find_run, find_run_anywhere
 from harness.utils.shell_commands import resume_command
 
 
@@ -83,3 +83,13 @@ def test_a_complete_name_is_not_ambiguous_with_a_longer_one(runs):
     longer.mkdir()
     (longer / "spec.json").write_text("{}")
     assert find_run("demo-20260101-080000-1a2b").name == "demo-20260101-080000-1a2b"
+
+
+def test_a_run_that_is_running_is_not_called_interrupted(tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "spec.json").write_text("{}")
+    with FileLock(tmp_path / LOCK_FILE), pytest.raises(HarnessError, match="has no result yet: it is running; wait"):
+        find_finished_run(tmp_path)
+    with pytest.raises(HarnessError, match="has no result: it did not finish; resume it"):
+        find_finished_run(tmp_path)

@@ -60,7 +60,7 @@ def test_a_missing_llama_cpp_is_reported_with_the_command(create, monkeypatch):
     for name in ("gguf", "ollama"):
         with pytest.raises(HarnessError) as error:
             create(name).check_available()
-        assert "pip install 'harness-sft[gguf]'" in error.value.hint
+        assert "pip install llama-cpp-python" in error.value.hint
 
 
 def test_the_converter_is_installed_with_its_checksum_once(tmp_path, monkeypatch):
