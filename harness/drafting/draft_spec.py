@@ -301,6 +301,7 @@ def _choose_gate(draft: Draft, domain: Sequence[str], general: str | None, reque
     draft.document["gate"] = gate
     limits = "general answers lose at most 0.05 nats per token" if general else "add one for general ability"
     draft.explain("gate", f"exit code 3 unless each file gains 0.1 nats per token with certainty; {limits}")
+    draft.explain("gate", "it does not say that answers are right: read them in the report, or ask with harness chat")
 
 
 def _general_suite(request: DraftRequest) -> str:
