@@ -11,7 +11,7 @@ from harness.cli.options import (
     add_command,
     add_trust_argument,
     answer_settings,
-    require_trusting_spec,
+    find_run_to_load,
 )
 
 
@@ -34,11 +34,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Load the model and answer until the input ends."""
-    from harness.report.finished_run import load_run_json
-    from harness.utils.find_run import find_finished_run
-
-    run = find_finished_run(arguments.run)
-    require_trusting_spec(arguments, load_run_json(run, "spec.json"))
+    run = find_run_to_load(arguments)  # before the heavy imports
     from harness.registry import discover_plugins
     from harness.runner.prepare import create_progress
     from harness.runner.trained_model import load_trained_model

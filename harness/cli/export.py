@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from harness.cli.options import Subparsers, add_command, add_trust_argument, require_trusting_spec
+from harness.cli.options import Subparsers, add_command, add_trust_argument, find_run_to_load
 from harness.errors import HarnessError
 from harness.utils.formatting import shorten_text
 from harness.utils.json_depth import load_json
@@ -44,11 +44,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Export the model and print what was written."""
-    from harness.report.finished_run import load_run_json
-    from harness.utils.find_run import find_finished_run
-
-    run = find_finished_run(arguments.run)
-    require_trusting_spec(arguments, load_run_json(run, "spec.json"))
+    run = find_run_to_load(arguments)  # before the heavy imports
     from harness.registry import discover_plugins
     from harness.runner.export_model import export_model
     from harness.runner.folder import EXPORT_FOLDER

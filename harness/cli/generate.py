@@ -11,8 +11,8 @@ from harness.cli.options import (
     add_command,
     add_trust_argument,
     answer_settings,
+    find_run_to_load,
     int_at_least,
-    require_trusting_spec,
 )
 
 
@@ -42,11 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Write the answers and print where."""
-    from harness.report.finished_run import load_run_json
-    from harness.utils.find_run import find_finished_run
-
-    run = find_finished_run(arguments.run)
-    require_trusting_spec(arguments, load_run_json(run, "spec.json"))
+    run = find_run_to_load(arguments)  # before the heavy imports
     from harness.registry import discover_plugins
     from harness.runner.answer_file import PromptFile, answer_file
     from harness.terminal.console import Console

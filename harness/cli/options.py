@@ -104,6 +104,20 @@ def require_trusting_spec(arguments: argparse.Namespace, spec: Mapping[str, Any]
         raise HarnessError("--trust-remote-code", what, "leave it out, or read the code and set the key to true")
 
 
+def find_run_to_load(arguments: argparse.Namespace) -> Path:
+    """Return the folder of the finished run that a command names. Imports nothing heavy.
+
+    Raises:
+        HarnessError: There is no such run, it has no result, or only the command trusts the code of its model.
+    """
+    from harness.report.finished_run import load_run_json
+    from harness.utils.find_run import find_finished_run
+
+    run = find_finished_run(arguments.run)
+    require_trusting_spec(arguments, load_run_json(run, "spec.json"))
+    return run
+
+
 def add_json_argument(parser: argparse.ArgumentParser, text: str = "print JSON") -> None:
     """Add `--json`."""
     parser.add_argument("--json", action="store_true", help=text)

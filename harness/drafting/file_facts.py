@@ -26,17 +26,8 @@ from harness.interfaces.source import Source
 from harness.registry import Registry
 from harness.spec.component_options import fill_component_options
 from harness.types import Example, InvalidRecord, Record
+from harness.utils.data_suffixes import SOURCE_OF_SUFFIX
 from harness.utils.formatting import join_names, shorten_text
-
-SOURCES = {
-    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
-    ".json": "json",
-    **dict.fromkeys((".csv", ".tsv"), "csv"),
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".txt": "text",
-}
-"""Suffix of a file, without `.gz` or `.zst` -> the source that reads it."""
 
 MAX_ROWS = 100_000
 """Rows that are read; of a larger file the first ones."""
@@ -156,9 +147,11 @@ def inspect_file(registry: Registry, path: Path, columns: Mapping[str, str] | No
 
 def _find_source(path: Path) -> tuple[str, dict[str, Any]]:
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
-    source = SOURCES.get(suffixes[-1] if suffixes else "")
+    source = SOURCE_OF_SUFFIX.get(suffixes[-1] if suffixes else "")
     if source is None:
-        raise HarnessError(str(path), "its format is unknown", f"name a file that ends in {join_names(SOURCES)}")
+        raise HarnessError(
+            str(path), "its format is unknown", f"name a file that ends in {join_names(SOURCE_OF_SUFFIX)}"
+        )
     with path.open("rb") as stream:
         sample = stream.read(SAMPLE_BYTES)
     if sample.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")) or source not in ("csv", "jsonl", "json", "text"):

@@ -12,13 +12,12 @@ import json
 import os
 import platform
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from harness.errors import HarnessError
 from harness.model.accelerator import may_have_cuda
+from harness.model.matrix_speed import SIZE, seconds_of_product
 from harness.utils import cache_dir
 from harness.utils.atomic_write import atomic_write
 from harness.utils.json_depth import load_json
@@ -26,10 +25,8 @@ from harness.utils.json_depth import load_json
 MIN_RATIO = 1.5
 """The ratio from which bfloat16 is recommended."""
 
-PROBE_SIZE, SIZE = 64, 512
-"""Rows and columns of the matrices: the small ones end the measurement on a CPU that emulates bfloat16."""
-
-REPEATS = 5
+PROBE_SIZE = 64
+"""Rows and columns of the first matrices: they end the measurement on a CPU that emulates bfloat16."""
 
 
 def bfloat16_recommendation(precision: str) -> str | None:
@@ -80,20 +77,10 @@ def measure_ratio() -> float:
     with torch.no_grad():
         for size in (PROBE_SIZE, SIZE):
             matrix = torch.ones(size, size)
-            ratio = _best_seconds(matrix) / _best_seconds(matrix.bfloat16())
+            ratio = seconds_of_product(matrix) / seconds_of_product(matrix.bfloat16())
             if ratio < MIN_RATIO / 3:
                 break
     return ratio
-
-
-def _best_seconds(matrix: Any) -> float:
-    matrix @ matrix  # the first product chooses its kernel
-    best = float("inf")
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        matrix @ matrix
-        best = min(best, time.perf_counter() - start)
-    return best
 
 
 def _cpu_digest() -> str:

@@ -244,15 +244,19 @@ def _check_contamination(report: Mapping[str, Any], findings: Findings) -> dict[
         return check_result("contamination", None, "not searched")
     dropped = sum(counts["contaminating"] for counts in report["sources"].values())
     messages = [f"{dropped:,} training row(s) dropped that share text with evaluated rows"] if dropped else []
+    clean = 0
     for suite, overlap in findings.contamination.items():
+        if not (overlap.prompts or overlap.responses or overlap.common):
+            clean += 1
+            continue
         responses = "" if overlap.kind == "text" else f" and {overlap.responses:,} responses"
         message = f"{suite}: {overlap.prompts:,} of {overlap.items:,} {overlap.kind}s{responses} occur in training"
-        if overlap.prompts or overlap.responses or overlap.common:
-            messages.append(message + (f", {overlap.common:,} share common phrases" if overlap.common else ""))
+        messages.append(message + (f", {overlap.common:,} share common phrases" if overlap.common else ""))
     warned = bool(dropped) or any(overlap.prompts or overlap.responses for overlap in findings.contamination.values())
-    clean = sum(not (one.prompts or one.responses or one.common) for one in findings.contamination.values())
     if clean:
-        messages.append(f"nothing of {clean} {'other ' * bool(messages)}suite(s) occurs in training")
+        messages.append(
+            f"nothing of {clean} {'other ' * (clean < len(findings.contamination))}suite(s) occurs in training"
+        )
     ok = not any(error.where.startswith("evaluate.") for error in findings.failures)
     return check_result("contamination", ok, "; ".join(messages) or "nothing is evaluated", warned=warned)
 

@@ -73,9 +73,9 @@ def estimate_memory(
         `device`; `processes`; `weights` and `trained` (numbers of weights); of a process: `bytes` of weights, gradients
         and optimizer, `batch_tokens` of the largest batch, and the bytes of its `activations`, also `checkpointed`,
         None if they are not known; `kinds`, see `MemoryEstimate.as_dict`, None likewise; `hours` of training, None on a
-        GPU of this machine. For a named device also `available` bytes, `fits` (None if activations are not known),
-        `remedies` (lists of keys with which it would fit), and `note` on its number format. None if the model's config
-        is not available.
+        GPU of this machine, and on its CPU in 16 bits. For a named device also `available` bytes, `fits` (None if
+        activations are not known), `remedies` (lists of keys with which it would fit), and `note` on its number format.
+        None if the model's config is not available.
     """
     counts = count_weights(prepared, registry)
     if counts is None:
@@ -95,7 +95,7 @@ def estimate_memory(
     hours = None
     if device is not None:
         hours = operations / (UTILIZATION * device.teraflops * 1e12) / 3600 / processes
-    elif name == "cpu":  # which all processes share
+    elif name == "cpu" and size == 4:  # the rate of float32, which all processes share
         hours = operations / (CPU_UTILIZATION * matrix_operations_per_second()) / 3600
     result = {
         "device": name,

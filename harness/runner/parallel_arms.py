@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -90,9 +90,9 @@ def run_side_by_side(context: ArmContext, arm_runs: Sequence[ArmRun], cluster: C
             schedule.submit_ready_arms()
             schedule.wait_for_arms()
             stop_signals.raise_if_requested()
-    except BaseException as error:
+    except BaseException:
         stop_signals.clear()
-        with suppress(RunError) if isinstance(error, RunError) else nullcontext():  # a lost connection is lost twice
+        with suppress(RunError):  # the connection to the cluster may be lost: the first error is reported
             schedule.interrupt()
         raise
     return {name: schedule.failures[name] for name in schedule.arm_runs if name in schedule.failures}
@@ -209,7 +209,8 @@ class _Schedule:
             working_directory=os.getcwd(),
             experiment=str(self._context.folder.parent),
             arm=name,
-            earlier=_only(shared.earlier, self._ended),  # the snapshots of an arm that runs are incomplete
+            # The snapshots of an arm that runs are incomplete.
+            earlier={name: count for name, count in shared.earlier.items() if name in self._ended},
             stages_to_keep=shared.to_keep,
             parent=self._context.parent,
             tracked=self._context.tracked,
@@ -241,10 +242,6 @@ def _values_of_key(value: Any, key: str) -> Iterator[Any]:
             yield value[key]
         for element in value.values():
             yield from _values_of_key(element, key)
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, list):
         for element in value:
             yield from _values_of_key(element, key)
-
-
-def _only(counts: Mapping[str, int], names: Collection[str]) -> dict[str, int]:
-    return {name: count for name, count in counts.items() if name in names}

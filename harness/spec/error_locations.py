@@ -17,7 +17,7 @@ LOCATED_SECTIONS = ("sources", "evaluate", "checks", "train", "mitigations")
 def locate_error(spec: Spec, error: HarnessError) -> HarnessError:
     """Return an error with file, line and column of the key that it is about.
 
-    The place of an error is a key of the spec (`sources.desk`), a data file (`desk.csv`), or a row (`desk.csv:7`). A
+    The location of an error is a key of the spec (`sources.desk`), a data file (`desk.csv`), or a row (`desk.csv:7`). A
     key is located. So is a file that the `path` of a source names; its error keeps the name. A row stays as it is.
     """
     if isinstance(error, ManyErrors):

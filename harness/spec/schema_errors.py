@@ -18,15 +18,13 @@ from harness.registry import BrokenPlugin, ambiguous_name_error
 from harness.spec.json_locations import JsonPath, LocatedJson
 from harness.spec.schema import Schema
 from harness.spec_keys import evaluation
+from harness.utils.data_suffixes import SOURCE_OF_SUFFIX
 from harness.utils.formatting import shorten_text
 
 MAX_PLACES = 3
 MAX_SHAPE_CHARS = 160
 NO_SHAPE: Any = object()
 """No value; None is one."""
-
-SOURCE_OF_SUFFIX = {"tsv": "csv", "ndjson": "jsonl", "txt": "text"}
-"""End of a file's name -> source that reads it, where the two differ."""
 
 MAX_ECHO, MAX_MESSAGE = 60, 200
 """Characters of a key, and of a message of jsonschema, which repeats the value, that errors show."""
@@ -215,7 +213,7 @@ def _example_of_type(schema: Schema) -> Any:
 def _hint_for_file_name(name: str, schema: Schema) -> str:
     """Return how to write a source that is given as the name of a file; "" for any other name."""
     suffix = name.rpartition(".")[2].lower() if "." in name else ""
-    source = SOURCE_OF_SUFFIX.get(suffix, suffix)
+    source = SOURCE_OF_SUFFIX.get(f".{suffix}", suffix)
     if source and "path" in schema.get("properties", {}).get(source, {}).get("properties", {}):
         return f"write {json.dumps({source: {'path': name}}, ensure_ascii=False)}"
     return ""

@@ -23,6 +23,7 @@ from harness.spec.schema import Schema, expand_shorthand, fill_defaults, iter_le
 from harness.spec.schema_errors import find_schema_errors
 from harness.spec.yaml_locations import YAML_SUFFIXES, parse_yaml
 from harness.utils import find_run
+from harness.utils.data_suffixes import SOURCE_OF_SUFFIX
 from harness.utils.formats import SPEC_FORMAT, format_problem
 from harness.utils.formatting import shorten_text
 from harness.utils.regular_files import read_regular_file
@@ -31,7 +32,7 @@ from harness.utils.shell_commands import harness_command
 MAX_SPEC_BYTES = 64_000_000
 """A spec is never larger: a file of this size was named by mistake."""
 
-DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".txt")
+DATA_SUFFIXES = SOURCE_OF_SUFFIX.keys() - {".json"}
 """Files that are named in place of a spec by mistake."""
 
 MAX_ECHO = 100

@@ -73,7 +73,6 @@ class Chat:
         self._trained, self._speakers, self._settings, self._system = trained, speakers, settings, system
         self._stdin = stdin or sys.stdin
         self._console = console or Console(highlight=False)
-        self._cut: list[str] = []
         self._interactive = self._stdin.isatty() and self._console.is_terminal
 
     def run(self) -> None:
@@ -123,13 +122,14 @@ class Chat:
 
     def _answer(self, text: str) -> None:
         """Let every speaker answer; an answer that Ctrl-C stops is kept as far as it came."""
-        texts = dict.fromkeys((speaker.name for speaker in self._speakers), "")
+        texts, cut = dict.fromkeys((speaker.name for speaker in self._speakers), ""), []
         for speaker in self._speakers:
             speaker.messages.append(Message("user", text))
         with self._open_display() as live:
             try:
                 for speaker in self._speakers:
-                    self._answer_as(speaker, texts, live)
+                    if self._answer_as(speaker, texts, live).finish == "length":
+                        cut.append(speaker.name)
             except KeyboardInterrupt:
                 if not self._interactive:
                     raise
@@ -145,17 +145,16 @@ class Chat:
         if not self._interactive:
             for name, answer in texts.items():
                 self._console.out(printable(f"{name}: {answer}" if len(texts) > 1 else answer), highlight=False)
-        if self._cut:
+        if cut:
             limit = self._settings.max_new_tokens
-            self._note(f"cut after {limit} tokens ({', '.join(self._cut)}); --max-new-tokens N allows more")
-            self._cut.clear()
+            self._note(f"cut after {limit} tokens ({', '.join(cut)}); --max-new-tokens N allows more")
 
     def _open_display(self) -> Live | _NoDisplay:
         if not self._interactive:
             return _NoDisplay()
         return Live(console=self._console, auto_refresh=False, vertical_overflow="visible")
 
-    def _answer_as(self, speaker: Speaker, texts: dict[str, str], live: Live | _NoDisplay) -> None:
+    def _answer_as(self, speaker: Speaker, texts: dict[str, str], live: Live | _NoDisplay) -> Answer:
         def show(text: str) -> None:
             texts[speaker.name] = text
             live.update(self._render(texts), refresh=True)
@@ -171,8 +170,7 @@ class Chat:
                 turn=len(speaker.messages) // 2,
             )
         show(answer.text)
-        if answer.finish == "length":
-            self._cut.append(speaker.name)
+        return answer
 
     def _render(self, texts: dict[str, str]) -> RenderableType:
         if len(texts) == 1:

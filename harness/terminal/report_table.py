@@ -282,9 +282,10 @@ def _next_steps(report: Report) -> Iterator[RenderableType]:
         took = f"  ({time})" if (time := format_run_time(run_info)) else ""
         yield _command_line("run folder", str(run_info["folder"]), took)
         yield _command_line("report", f"{run_info['folder']}/report.html")
-        if (Path(run_info["folder"]) / "model").is_dir():
-            yield _command_line("talk to it", harness_command("chat", str(run_info["folder"]), "--compare"))
-            yield _command_line("export", harness_command("export", str(run_info["folder"]), "--to", "merged"))
+        folder = Path(run_info["folder"])
+        if (folder / "model").is_dir():
+            yield _command_line("talk to it", harness_command("chat", folder, "--compare"))
+            yield _command_line("export", harness_command("export", folder, "--to", "merged"))
     if phases := phases_of_run_info(run_info):
         yield Text.assemble((f"{'time':<12}{format_phases(phases)}", "dim"))
     if memory := format_memory(run_info):

@@ -1,4 +1,4 @@
-"""The record of a round: a line for each try, so that a round that was interrupted goes on where it stopped."""
+"""The record of a round: a line for each try, so that an interrupted round is continued."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from faults.results import Section
 class Record:
     """The tries of a round in a file of JSON lines; without a file nothing is recorded."""
 
-    def __init__(self, file: Path | None) -> None:
-        self._file = file
+    def __init__(self, file: Path | None, seed: int) -> None:
+        self._file, self._seed = file, seed
         self._lines: list[dict] = []
         if file is not None and file.is_file():
             # The last line of a round that was killed may be incomplete: its try is repeated.
@@ -24,8 +24,8 @@ class Record:
             file.write_text(f"{complete}\n" if complete else "", encoding="utf-8")
 
     def restore(self, section: Section) -> int:
-        """Count the recorded tries of a section, and return the number of the next one."""
-        lines = [line for line in self._lines if line["section"] == section.name]
+        """Count the recorded tries of a section with this seed, and return the number of the next one."""
+        lines = [line for line in self._lines if (line["section"], line["seed"]) == (section.name, self._seed)]
         for line in lines:
             section.tries += line["tries"]
             section.counts.update(line["counts"])
@@ -41,6 +41,7 @@ class Record:
             return
         line = {
             "section": section.name,
+            "seed": self._seed,
             "index": index,
             "tries": section.tries - tries,
             "counts": section.counts - counts,

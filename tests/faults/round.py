@@ -81,7 +81,7 @@ class Round:
         self.work, self.counts, self.seed, self.only = work, counts, seed, only
         self.end = time.monotonic() + limit
         self.sections: list[Section] = []
-        self.record = Record(record)
+        self.record = Record(record, seed)
         os.environ.update(ENVIRONMENT)
         os.environ["HARNESS_CACHE"] = str(work / "cache")
         self.bench = write_workbench(work / "bench")
@@ -215,7 +215,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", default=[], help="kills, damages, disks, trackers, inputs or soak")
     parser.add_argument("--work", type=Path, help="folder that is kept; default: a temporary one")
     parser.add_argument(
-        "--record", type=Path, help="file with a line for each try; a round that was interrupted goes on from it"
+        "--record", type=Path, help="file with a line for each try; an interrupted round is continued from it"
     )
     parser.add_argument("--table", type=Path, help="file for the table; default: standard output")
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""A round that was interrupted goes on after the tries that its record has."""
+"""An interrupted round is continued after the tries that its record has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from faults.round import SHORT, Round
 
 def test_recorded_tries_are_counted_and_not_repeated(tmp_path):
     file = tmp_path / "record.jsonl"
-    record, section = Record(file), Section("kills")
+    record, section = Record(file, 7), Section("kills")
     with record.one_try(section, 0):
         section.add("equal")
         section.counts["signals sent"] += 2
@@ -23,9 +23,10 @@ def test_recorded_tries_are_counted_and_not_repeated(tmp_path):
     with file.open("a") as lines:
         lines.write('{"section": "kills", "index": 2, "tri')
     restored = Section("kills")
-    assert Record(file).restore(restored) == 2
+    assert Record(file, 7).restore(restored) == 2
     assert (restored.tries, restored.counts, restored.failures) == (2, section.counts, ["plain: model differs"])
-    assert Record(file).restore(Section("other")) == 0
+    assert Record(file, 7).restore(Section("other")) == 0
+    assert Record(file, 8).restore(Section("kills")) == 0, "another seed"
     assert file.read_text().count("\n") == 2, "the incomplete line is gone"
 
 

@@ -17,7 +17,7 @@ ENOUGH = 240
 
 @dataclass(frozen=True)
 class Ended:
-    """What two processes came to. codes: of each; None where its launcher would have had to end it."""
+    """How two processes ended. codes: of each; None where its launcher would have had to end it."""
 
     codes: tuple[int | None, ...]
     out: str
@@ -62,20 +62,20 @@ def start(
     try:
         if then is not None:
             then(started)
-        heard = [main.communicate(timeout=ENOUGH)]
+        outputs = [main.communicate(timeout=ENOUGH)]
         codes: list[int | None] = [main.returncode]
         for other in others:
             try:
-                heard.append(other.communicate(timeout=waits))
+                outputs.append(other.communicate(timeout=waits))
                 codes.append(other.returncode)
             except subprocess.TimeoutExpired:
                 other.kill()
-                heard.append(other.communicate())
+                outputs.append(other.communicate())
                 codes.append(None)
     finally:
         for process in started:
             process.kill()
-    return Ended(tuple(codes), "".join(out for out, _ in heard), "".join(errors for _, errors in heard))
+    return Ended(tuple(codes), "".join(out for out, _ in outputs), "".join(errors for _, errors in outputs))
 
 
 def send_when_there(pattern, folder, rank, name="SIGTERM"):

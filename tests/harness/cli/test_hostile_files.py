@@ -39,7 +39,7 @@ def model(tmp_path_factory, tokenizer):
 def check_source(tmp_path, monkeypatch, capsys, model):
     """Run `harness check` on a spec with one source; return the number of rows used, or the one error line.
 
-    A line without the place in the spec is returned.
+    The line is returned without its location in the spec.
     """
     monkeypatch.setenv("HARNESS_NO_THIRD_PARTY", "1")
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))

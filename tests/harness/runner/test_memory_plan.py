@@ -120,6 +120,7 @@ def test_on_a_cpu_the_time_follows_from_the_measured_rate_of_matrix_products(des
     gpu = planned(desk, capsys, desk.document(), "--device", "t4-16")
     assert memory["hours"] == pytest.approx(gpu["hours"] * (0.35 * 65e12) / (0.6 * 1e9))
     assert planned(desk, capsys, desk.document(), "--gpus", "2")["hours"] == pytest.approx(memory["hours"], rel=0.2)
+    assert planned(desk, capsys, desk.document(), "--set", "train.precision=bfloat16")["hours"] is None
     assert desk.command("plan", desk.write(desk.document())) == 0
     assert "on this CPU as busy as it is now, without evaluation" in " ".join(capsys.readouterr().out.split())
 

@@ -91,14 +91,14 @@ def interrupt(desk, document, rank):
     send = send_when_there("*/stages/a/steps.jsonl", desk.folder / f"out{desk.count}", rank)
     ended = start("run", spec, nodes=2, then=send, waits=60)
     assert ended.codes == (75, 0), ended.errors
-    place = desk.newest()
+    run = desk.newest()
     (line,) = ended.complaints()
     assert line == (
-        f"harness: interrupted by SIGTERM; to resume: harness run --resume {place} with 2 processes of your launcher"
+        f"harness: interrupted by SIGTERM; to resume: harness run --resume {run} with 2 processes of your launcher"
     )
-    (checkpoint,) = place.glob("stages/a/checkpoints/*")
+    (checkpoint,) = run.glob("stages/a/checkpoints/*")
     assert 1 <= int(re.findall(r"\d+", checkpoint.name)[0]) < document["train"]["steps"]
-    return place
+    return run
 
 
 def test_a_signal_saves_a_checkpoint_and_one_node_resumes(desk, same):
@@ -106,11 +106,11 @@ def test_a_signal_saves_a_checkpoint_and_one_node_resumes(desk, same):
     document["train"] |= {"steps": 30, "save_steps": 30}
     assert start("run", desk.write(document)).codes == (0, 0)
     whole = desk.newest()
-    place = interrupt(desk, document, rank=0)
-    assert desk.command("run", "--resume", place) == 2, "one process is not enough"
-    ended = start("run", "--resume", place)
+    run = interrupt(desk, document, rank=0)
+    assert desk.command("run", "--resume", run) == 2, "one process is not enough"
+    ended = start("run", "--resume", run)
     assert ended.codes == (0, 0), ended.errors
-    same(whole, place)
+    same(whole, run)
 
 
 def test_a_signal_to_the_second_node_stops_both(desk):
@@ -134,11 +134,11 @@ def test_torchrun_on_two_nodes(desk, same):
         for _ in range(2)
     ]
     try:
-        heard = [process.communicate(timeout=ENOUGH) for process in started]
+        outputs = [process.communicate(timeout=ENOUGH) for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0, 0], heard
+    assert [process.returncode for process in started] == [0, 0], outputs
     two = desk.newest()
     same(one, two)
     assert json.loads((two / "environment.json").read_text())["nodes"] == 2

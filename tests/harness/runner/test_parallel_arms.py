@@ -304,21 +304,21 @@ def test_a_lost_connection_is_reported_once(planned):
 
 def task_of(folder, **changes):
     given = {"earlier": {}, "stages_to_keep": 0, "parent": None, "tracked": False, "is_prepared": True}
-    place = {"working_directory": str(folder), "experiment": "out/run", "arm": "a", "environment": {}}
-    return ArmTask(**{**given, **place, **changes})
+    location = {"working_directory": str(folder), "experiment": "out/run", "arm": "a", "environment": {}}
+    return ArmTask(**{**given, **location, **changes})
 
 
 @pytest.mark.parametrize("folder_exists", [True, False])
 def test_a_machine_without_the_folder_of_the_experiment_fails_the_arm(tmp_path, monkeypatch, folder_exists):
     monkeypatch.chdir(tmp_path)
-    place = tmp_path if folder_exists else tmp_path / "elsewhere"
-    outcome = arm_worker.run_arm_task(task_of(place))
-    assert outcome.failure == f"the machine {socket.gethostname()} does not have the folder {place}/out/run"
+    folder = tmp_path if folder_exists else tmp_path / "elsewhere"
+    outcome = arm_worker.run_arm_task(task_of(folder))
+    assert outcome.failure == f"the machine {socket.gethostname()} does not have the folder {folder}/out/run"
     assert outcome.error.endswith('set "output" to a folder on a disk that all machines share')
     assert not list(tmp_path.iterdir())
 
 
-def test_the_environment_is_set_before_anything_else(tmp_path, monkeypatch):
+def test_the_environment_of_a_task_is_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HARNESS_SOME_OPTION", "old")
     arm_worker.run_arm_task(task_of(tmp_path, environment={"HARNESS_SOME_OPTION": "new"}))
@@ -347,7 +347,7 @@ def test_warnings_of_the_preparation_are_not_repeated():
         assert warnings.texts == [(text, ()) for text in texts]
 
 
-def test_tasks_and_outcomes_are_plain_data(tmp_path):
+def test_tasks_are_plain_data(tmp_path):
     import dataclasses
 
     task = task_of(tmp_path, earlier={"naive": 1})
@@ -387,7 +387,7 @@ def test_a_task_that_has_no_outcome_is_an_arm_that_failed(error, arguments, mess
 
 
 def test_an_interruption_in_ray_keeps_the_name_of_its_signal(monkeypatch):
-    """Ray raises a KeyboardInterrupt of its own in place of that of the signal handler."""
+    """Ray raises a KeyboardInterrupt of its own instead of that of the signal handler."""
 
     def wait(*_, **__):
         raise KeyboardInterrupt

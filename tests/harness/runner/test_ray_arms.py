@@ -58,9 +58,9 @@ def process_of(folder, arm):
     return int(words[1]) if len(words) > 4 else 0
 
 
-def comparison(place):
+def comparison(folder):
     """Return the comparison without the folders of the runs."""
-    content = json.loads((place / "arms.json").read_text())
+    content = json.loads((folder / "arms.json").read_text())
     return {key: value for key, value in content.items() if key not in ("folder", "arms")}
 
 
@@ -83,24 +83,24 @@ def in_turn(desk, document):
 
 def test_results_are_those_of_arms_that_run_one_after_the_other(desk, document, in_turn, same):
     code, out, errors = run("--json", desk.write(document), "--on", "ray")
-    place = desk.newest()
+    folder = desk.newest()
     assert code == 0
     assert [line for line in errors if not line.startswith(("warning: ", "arm "))] == [], "nothing of Ray is printed"
-    assert comparison(place) == comparison(in_turn)
-    assert json.loads(out) == json.loads((place / "arms.json").read_text())
-    arms = sorted(folder.name for folder in (place / "arms").iterdir())
+    assert comparison(folder) == comparison(in_turn)
+    assert json.loads(out) == json.loads((folder / "arms.json").read_text())
+    arms = sorted(arm.name for arm in (folder / "arms").iterdir())
     assert arms == sorted(f"{arm},seed={seed}" for arm in NAMED for seed in (0, 1))
     for arm in arms:
-        same(in_turn / "arms" / arm, place / "arms" / arm)
-        assert (place / "arms" / arm / "rejected/general.jsonl").read_text().count("\n") == 1
-        lines = (place / "arms" / arm / "worker.log").read_text().splitlines()
+        same(in_turn / "arms" / arm, folder / "arms" / arm)
+        assert (folder / "arms" / arm / "rejected/general.jsonl").read_text().count("\n") == 1
+        lines = (folder / "arms" / arm / "worker.log").read_text().splitlines()
         assert lines[0].startswith("process ")
-    processes = {process_of(place.parent, arm) for arm in arms}
+    processes = {process_of(folder.parent, arm) for arm in arms}
     assert len(processes) == 6, "a process for each arm"
     for seed in (0, 1):
-        trained = {arm: (place / f"arms/{arm},seed={seed}/stages/a/checkpoints").exists() for arm in NAMED}
+        trained = {arm: (folder / f"arms/{arm},seed={seed}/stages/a/checkpoints").exists() for arm in NAMED}
         assert trained == {"naive": True, "slow": False, "ewc": True}, "slow did not train its first stage"
-    assert not list(place.glob("arms/*/stages/*/end"))
+    assert not list(folder.glob("arms/*/stages/*/end"))
 
 
 def test_an_arm_whose_process_is_killed_fails_alone_and_is_resumed(desk, document, in_turn, same):
@@ -109,22 +109,22 @@ def test_an_arm_whose_process_is_killed_fails_alone_and_is_resumed(desk, documen
     killed = wait_for(lambda: process_of(output_folder(desk), "naive,seed=0"), process)
     os.kill(killed, signal.SIGKILL)
     _, errors = process.communicate()
-    place = desk.newest()
+    folder = desk.newest()
     assert process.returncode == 1
     last = errors.splitlines()[-1]
-    assert last.startswith(f"harness: {place}: 1 arm(s) failed, 'naive,seed=0' first: its process died: it was killed")
-    assert last.endswith(f"fix the cause, then: harness run --resume {place}")
-    missing = json.loads((place / "arms.json").read_text())["missing"]
+    assert last.startswith(f"harness: {folder}: 1 arm(s) failed, 'naive,seed=0' first: its process died: it was killed")
+    assert last.endswith(f"fix the cause, then: harness run --resume {folder}")
+    missing = json.loads((folder / "arms.json").read_text())["missing"]
     assert missing.pop("naive,seed=0").startswith("its process died")
     assert set(missing.values()) == {"the arm is not finished"}
     for arm in ("slow,seed=0", "ewc,seed=0"):
-        same(in_turn / "arms" / arm, place / "arms" / arm)
+        same(in_turn / "arms" / arm, folder / "arms" / arm)
 
-    code, _, errors = run("--quiet", "--resume", place, "--on", "ray")
+    code, _, errors = run("--quiet", "--resume", folder, "--on", "ray")
     assert code == 0, errors
-    assert comparison(place) == comparison(in_turn)
-    same(in_turn / "arms/naive,seed=0", place / "arms/naive,seed=0")
-    assert (place / "arms/naive,seed=0/worker.log").read_text().count("process ") == 2
+    assert comparison(folder) == comparison(in_turn)
+    same(in_turn / "arms/naive,seed=0", folder / "arms/naive,seed=0")
+    assert (folder / "arms/naive,seed=0/worker.log").read_text().count("process ") == 2
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
@@ -141,19 +141,19 @@ def test_a_signal_stops_all_arms_with_checkpoints_and_the_experiment_is_resumed(
     processes = [process_of(output_folder(desk), arm) for arm in ("a", "b")]
     process.send_signal(getattr(signal, name))
     _, errors = process.communicate()
-    place = desk.newest()
+    folder = desk.newest()
     assert process.returncode == code
-    assert errors.splitlines()[-1] == f"harness: interrupted by {name}; to resume: harness run --resume {place}"
+    assert errors.splitlines()[-1] == f"harness: interrupted by {name}; to resume: harness run --resume {folder}"
     for number in filter(None, processes):
         with contextlib.suppress(psutil.NoSuchProcess):
             psutil.Process(number).wait(30)
-    checkpoints = list(place.glob("arms/*/stages/*/checkpoints/checkpoint-*"))
+    checkpoints = list(folder.glob("arms/*/stages/*/checkpoints/checkpoint-*"))
     assert checkpoints, "an arm that trained has saved a checkpoint"
-    assert not list(place.glob("arms/*/report.json"))
+    assert not list(folder.glob("arms/*/report.json"))
 
-    assert desk.command("run", "--quiet", "--resume", place) == 0
+    assert desk.command("run", "--quiet", "--resume", folder) == 0
     if name == "SIGTERM":
         assert desk.command("run", "--quiet", desk.write(document)) == 0
-        assert comparison(place) == comparison(desk.newest())
+        assert comparison(folder) == comparison(desk.newest())
         for arm in ("a", "b"):
-            same(desk.newest() / "arms" / arm, place / "arms" / arm)
+            same(desk.newest() / "arms" / arm, folder / "arms" / arm)
