@@ -16,6 +16,8 @@ _DISK_FULL_TEXTS = (
     "Disk quota exceeded",
     "PytorchStreamWriter failed",  # torch.save: RuntimeError
     "unexpected pos",  # torch.save: RuntimeError, when it closes its file
+    "iostream error",  # torch.save: RuntimeError, when C++ flushes its file (libstdc++)
+    "iostream_category error",  # the same with libc++
 )
 
 

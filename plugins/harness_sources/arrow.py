@@ -295,9 +295,30 @@ def _iter_batches(stream: BinaryIO) -> Iterator[Any]:
 
     if stream.read(len(ARROW_MAGIC)) == ARROW_MAGIC:
         arrow_file = pyarrow.ipc.open_file(stream)
-        return (arrow_file.get_batch(batch_index) for batch_index in range(arrow_file.num_record_batches))
-    stream.seek(0)
-    return iter(pyarrow.ipc.open_stream(stream))
+        batches = (arrow_file.get_batch(batch_index) for batch_index in range(arrow_file.num_record_batches))
+    else:
+        stream.seek(0)
+        batches = iter(pyarrow.ipc.open_stream(stream))
+    for batch in batches:
+        _check_offsets(batch)
+        yield batch
+
+
+def _check_offsets(batch: Any) -> None:
+    """Refuse a batch with an offset outside its buffers: to read it can crash the process.
+
+    Text that is not UTF-8 is refused only within a nested column. In a column of text it makes one row invalid.
+
+    Raises:
+        pyarrow.ArrowException: The batch is damaged.
+    """
+    import pyarrow
+
+    as_bytes = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
+    batch.validate()
+    for column in batch.columns:
+        checked = column.view(as_bytes[column.type]) if column.type in as_bytes else column
+        checked.validate(full=True)
 
 
 def _write_example(file: Path) -> str:

@@ -141,7 +141,7 @@ class InputRound:
         self.work.mkdir(parents=True, exist_ok=True)
         self.registry = registry.discover_plugins()
         self.schema = schema.compose_schema(self.registry)
-        self.specs = [json.loads(file.read_text()) for file in sorted(bench.glob("*.json"))]
+        self.specs = [json.loads(file.read_text()) for file in sorted(bench.glob("[!.]*.json"))]
         self.keys = sorted({str(step) for spec in self.specs for path in paths(spec) for step in path})
 
     def spec(self, section: Section) -> None:

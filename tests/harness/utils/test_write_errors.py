@@ -24,6 +24,8 @@ class SafetensorError(Exception):
         Exception("No space left on device (os error 28)"),
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
         RuntimeError("PytorchStreamWriter failed writing file data/2: file write failed"),
+        RuntimeError("basic_ios::clear: iostream error"),
+        RuntimeError("ios_base::clear: unspecified iostream_category error"),
     ],
 )
 def test_each_library_s_error_for_a_full_disk_has_the_remedy(error, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import struct
 from pathlib import Path
 
 import datasets
@@ -107,3 +108,41 @@ def test_a_json_value_that_is_not_json_is_an_invalid_row():
     assert (invalid.location, invalid.what.partition(":")[0]) == (
         "x.arrow:[1]", "has a value of the type JSON that is not JSON",
     )  # fmt: skip
+
+
+def _write(column, before=b"", after=b""):
+    """Write a file of one column with some of its bytes, such as its offsets, replaced."""
+    batch = pyarrow.record_batch({"q": column})
+    with pyarrow.OSFile("x.arrow", "wb") as file, pyarrow.ipc.new_stream(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    raw = Path("x.arrow").read_bytes()
+    assert not before or raw.count(before) == 1
+    Path("x.arrow").write_bytes(raw.replace(before, after) if before else raw)
+
+
+def _offsets(*values):
+    return struct.pack(f"<{len(values)}i", *values)
+
+
+@pytest.mark.parametrize("offsets", [(0, 301, 1 << 30), (0, 1 << 30, 603), (0, 301, 2), (-8, 301, 603)])
+@pytest.mark.parametrize(
+    "column", [pyarrow.array(["a" * 301, "b" * 302]), pyarrow.array([[7] * 301, [8] * 302])], ids=["text", "list"]
+)
+def test_offsets_outside_the_data_are_damage(column, offsets):
+    _write(column, _offsets(0, 301, 603), _offsets(*offsets))
+    with pytest.raises(HarnessError, match=r"^x.arrow: is not a readable Arrow file: .*; write it again"):
+        read("x.arrow")
+
+
+def test_an_index_outside_the_dictionary_is_damage():
+    _write(pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 9]), pyarrow.array(["a", "b"]), safe=False))
+    with pytest.raises(HarnessError, match=r"^x.arrow: is not a readable Arrow file: .*; write it again"):
+        read("x.arrow")
+
+
+def test_text_that_is_not_utf8_is_an_invalid_row():
+    _write(pyarrow.array(["abc", "def", "ghi"]), b"abcdefghi", b"abc\xff\xfe\xfdghi")
+    rows = read("x.arrow")
+    assert [row.location for row in rows] == ["x.arrow:[0]", "x.arrow:[1]", "x.arrow:[2]"]
+    assert [rows[0].data, rows[2].data] == [{"q": "abc"}, {"q": "ghi"}]
+    assert rows[1].what.startswith("has a value that cannot be read: ")
