@@ -2,8 +2,8 @@
 
     python benchmarks/study.py --cost                            # tokens of every part; trains nothing
     python benchmarks/study.py [--folder runs/study]             # everything that is missing
-    python benchmarks/study.py --pair help_desk --arms naive,ewc --seeds 0,1   # a piece of it
-    python benchmarks/study.py --quick --pair help_desk          # a few steps: shows that it runs, no result
+    python benchmarks/study.py --pair lists --arms naive,ewc --seeds 0,1   # a piece of it
+    python benchmarks/study.py --quick --pair lists          # a few steps: shows that it runs, no result
     python benchmarks/study.py --table docs/evidence.json
 
 `specs/study/` has one spec for each pair, with all methods as arms. `docs/evidence.md` has the protocol, and the order
@@ -26,7 +26,7 @@ from typing import Any
 from method_study import Method, choice_arms, choose_values, format_tables, run_arms, summarize_arms
 
 SPECS = Path(__file__).resolve().parent.parent / "specs" / "study"
-PAIRS = ("help_desk", "help_desk_lists", "chinese_tasks")
+PAIRS = ("lists", "help_desk_lists", "chinese_tasks")
 CHOICE_SEED = 100
 NO_CHANGES: Mapping[str, Any] = {}
 
@@ -38,14 +38,12 @@ TRIES: dict[str, tuple[str, tuple[float, float]]] = {
     "kl-self": ("strength", (1, 3)),
     "replay": ("share", (0.1, 0.2)),
     "replay-written": ("share", (0.1, 0.2)),
-    "self-distill": ("min_f1", (0.4, 0.6)),
     "l2sp": ("strength", (0.1, 1)),
     "ewc": ("strength", (1, 10)),
     "lora": ("learning_rate", (1e-3, 3e-3)),
     "wise-ft": ("alpha", (0.5, 0.75)),
     "reweight": ("floor", (0.01, 0.1)),
     "freeze": ("share", (0.5, 0.75)),
-    "repair": ("pull", (0.5, 0.25)),
 }
 """Method -> its hyper-parameter and the values that are tried. The specs have the first value."""
 
@@ -112,7 +110,7 @@ def with_gap(changes: Mapping[str, Any], option: str) -> dict[str, Any]:
 
 
 def choice_changes(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the changes that make the experiment of the choice: suites of validation rows, one seed, all values."""
+    """Return the changes that make the experiment of the choice: one seed, all values, validation rows at its end."""
     axes = {key: spec["arms"][key] for key in ("gain", "forgetting")}
     suites = {
         name: {**suite, "source": suite["source"].removesuffix("_heldout")}
@@ -124,6 +122,7 @@ def choice_changes(spec: Mapping[str, Any]) -> dict[str, Any]:
         "name": f"{spec['name']}-choice",
         "seed": CHOICE_SEED,
         "evaluate": suites,
+        "train": {key: value for key, value in spec["train"].items() if not key.startswith("evaluate_")},
         "arms": {"named": named, "baseline": "naive", **axes},
     }
 

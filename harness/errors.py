@@ -5,18 +5,9 @@ Any other exception that leaves the program is a fault of harness; the command w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 
-from harness.utils.formatting import shorten_text
-
-_LONG_WORD = re.compile(r"\S{401,}")
-_SHOWN_OF_LONG_WORD = 200  # characters
-
-
-def _shorten_words(text: str) -> str:
-    """Return a text on one line, with its long words shortened."""
-    return _LONG_WORD.sub(lambda word: shorten_text(word[0], _SHOWN_OF_LONG_WORD), " ".join(text.split()))
+from harness.utils.formatting import shorten_words
 
 
 class HarnessError(Exception):
@@ -36,7 +27,7 @@ class HarnessError(Exception):
 
     def lines(self) -> list[str]:
         """Return one line for each error. A word of more than 400 characters is shortened: it is text of the input."""
-        where, what, hint = (_shorten_words(text) for text in (self.where, self.what, self.hint))
+        where, what, hint = (shorten_words(text) for text in (self.where, self.what, self.hint))
         return [f"{where}: {what}" + (f"; {hint}" if hint else "")]
 
     def __str__(self) -> str:

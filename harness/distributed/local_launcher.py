@@ -8,10 +8,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import FrameType
 
 from harness.errors import HarnessError
+from harness.utils.stop_signals import EXIT_CODES
 
 FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that the main process handles, see `harness.utils.stop_signals`."""
@@ -52,13 +53,16 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
         for r in range(count)
     ]
 
+    forwarded: set[int] = set()
+
     def forward(number: int, _: FrameType | None) -> None:
+        forwarded.add(number)
         if processes[0].poll() is None:
             processes[0].send_signal(number)
 
     previous = {number: signal.signal(number, forward) for number in FORWARDED_SIGNALS}
     try:
-        return _wait(processes)
+        return _wait(processes, forwarded)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -68,8 +72,16 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
                 process.wait()
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Wait for all processes; after the first failure, or the end of the main one, only for `GRACE_SECONDS`."""
+def _wait(processes: Sequence[subprocess.Popen[bytes]], forwarded: Collection[int]) -> int:
+    """Wait for all processes; after the first failure, or the end of the main one, only for `GRACE_SECONDS`.
+
+    Args:
+        processes: The main one first.
+        forwarded: The signals that were forwarded to it.
+
+    Returns:
+        The exit code of the command.
+    """
     deadline: float | None = None
     while any(process.poll() is None for process in processes):
         has_ended = processes[0].poll() is not None or any(process.poll() for process in processes)
@@ -80,6 +92,8 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
         time.sleep(POLL_SECONDS)
     codes = [process.poll() for process in processes]
     main_code = codes[0]
+    if main_code is not None and -main_code in forwarded:  # received before or after harness handles signals
+        return EXIT_CODES[signal.Signals(-main_code).name]
     if main_code is None or main_code < 0:  # it did not end by itself
         return 1
     return main_code or (1 if any(code not in (0, None) for code in codes) else 0)

@@ -23,6 +23,7 @@ from typing import IO, Any
 from harness.errors import HarnessError
 from harness.types import Example, Item, Message
 from harness.utils.atomic_write import atomic_write
+from harness.utils.json_dataclass import build_dataclass
 from harness.utils.json_depth import load_json
 from harness.utils.json_files import json_safe, write_json
 
@@ -118,7 +119,7 @@ def load_predictions(file: Path) -> PredictionsFile:
             raise HarnessError(str(file), what, "restore the file, or evaluate again: harness evaluate RUN")
     return PredictionsFile(
         header,
-        tuple(map(_item_from_record, records.values())),
+        _build_items(file, records),
         bool(header.get("whole")),
         {item_id: record["scores"] for item_id, record in records.items() if record.get("scores")},
         {item_id: record["computed"] for item_id, record in records.items() if record.get("computed")},
@@ -126,8 +127,12 @@ def load_predictions(file: Path) -> PredictionsFile:
 
 
 def load_items(file: Path) -> tuple[Item, ...]:
-    """Load the items of a predictions file, without its header."""
-    return tuple(map(_item_from_record, _read_records(file)[1].values()))
+    """Load the items of a predictions file, without its header.
+
+    Raises:
+        HarnessError: An item is damaged.
+    """
+    return _build_items(file, _read_records(file)[1])
 
 
 def load_item_scores(file: Path) -> dict[str, Mapping[str, float | None]]:
@@ -344,8 +349,17 @@ def _fields_digest(item_id: str, measurement_type: str, fields: Mapping[str, Any
     return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
 
 
+def _build_items(file: Path, records: Mapping[str, Mapping[str, Any]]) -> tuple[Item, ...]:
+    try:
+        return tuple(map(_item_from_record, records.values()))
+    except (TypeError, ValueError) as error:
+        what = f"an item is damaged: {error}"
+        raise HarnessError(str(file), what, "restore the file, or evaluate again: harness evaluate RUN") from error
+
+
 def _item_from_record(record: Mapping[str, Any]) -> Item:
-    return Item(**{name: tuple_if_sequence(name, record[name]) for name in _ITEM_FIELDS if name in record})
+    names = [name for name in _ITEM_FIELDS if name in record]
+    return build_dataclass(Item, {name: tuple_if_sequence(name, record[name]) for name in names})
 
 
 def tuple_if_sequence(name: str, value: Any) -> Any:

@@ -18,6 +18,7 @@ from harness.interfaces.metric import Metric
 from harness.registry import Registry
 from harness.spec.metric_factory import create_metric
 from harness.types import Evaluation, Item, Suite
+from harness.utils.json_dataclass import build_dataclass
 from harness.utils.json_depth import load_json
 
 _PREDICTION_FILE = re.compile(r"(?P<suite>.+)-stage(?P<stage>\d+)\.jsonl")
@@ -61,18 +62,18 @@ def score_run(
             the items that a metric requires, or an evaluation is incomplete.
     """
     folder = Path(folder)
-    spec = _load_run_spec(folder)
+    spec_suites = _load_suites(folder)
     for name, options in (metrics or {}).items():
         create_metric(registry, name, options)  # reports every wrong option before anything is scored
     unused = set(metrics or ())
     evaluations: list[Evaluation] = []
     metrics_by_suite: dict[str, dict[str, Metric]] = {}
-    for suite, stage, file in _find_prediction_files(folder / "predictions", tuple(spec["evaluate"]), suites, stages):
+    for suite, stage, file in _find_prediction_files(folder / "predictions", tuple(spec_suites), suites, stages):
         stored = _load_complete_predictions(file)
         items = stored.items
-        settings = spec["evaluate"][suite]
+        settings = spec_suites[suite]
         if suite not in metrics_by_suite:  # once per suite: a metric may load a model
-            requested, lang = settings["metrics"] if metrics is None else metrics, settings.get("lang", "auto")
+            requested, lang = settings.metrics if metrics is None else metrics, settings.lang
             metrics_by_suite[suite] = {
                 name: create_metric(registry, name, options, lang=lang) for name, options in requested.items()
             }
@@ -94,7 +95,7 @@ def score_run(
                     what = f"the values of {metric.signature()} are not stored"
                     raise HarnessError(f"{file}: metric {name}", what, "evaluate the run again: harness evaluate RUN")
             scores = score_items(items, applicable, suite=suite, stage=stage, computed=computed)
-            violations = find_limit_violations(Suite(name=suite, **settings), stage, items, scores)
+            violations = find_limit_violations(settings, stage, items, scores)
             evaluations.append(Evaluation(stage, suite, items, scores, violations))
         unused -= applicable.keys()
     for name in sorted(unused):
@@ -104,16 +105,18 @@ def score_run(
     return tuple(evaluations)
 
 
-def _load_run_spec(folder: Path) -> dict[str, Any]:
+def _load_suites(folder: Path) -> dict[str, Suite]:
+    """Return the suites of a run's spec by name."""
     file = folder / "spec.json"
     try:
-        spec: dict[str, Any] = load_json(file.read_text(encoding="utf-8"))
+        spec = load_json(file.read_text(encoding="utf-8"))
+        return {name: build_dataclass(Suite, {"name": name, **suite}) for name, suite in spec["evaluate"].items()}
     except OSError as error:
         what = "is not the folder of a run: it has no spec.json"
         raise HarnessError(str(folder), what, "use a folder under runs/") from error
-    except ValueError as error:
-        raise HarnessError(str(file), f"is not valid JSON: {error}", "fix the file, or run the spec again") from error
-    return spec
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = f"is not the spec of a run for this version ({type(error).__name__}: {error})"
+        raise HarnessError(str(file), what, "restore the file, or run the spec again") from error
 
 
 def _find_prediction_files(

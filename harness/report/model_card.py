@@ -51,7 +51,7 @@ def write_model_card(run: Path) -> Path | None:
     loading = _loading_section(file.read_text(encoding="utf-8"))
     text = "\n".join(_parts(load_run_files(run), run / "model", loading)).rstrip() + "\n"
     with atomic_write(file) as draft:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
     return file
 
 

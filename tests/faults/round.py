@@ -15,6 +15,7 @@ from faults import command, kills
 from faults.damages import DamageRound
 from faults.disks import DiskRound
 from faults.inputs import InputRound, copy_run
+from faults.processes import TwoProcessRound
 from faults.record import Record
 from faults.results import Section, format_table
 from faults.soak import soak
@@ -39,6 +40,7 @@ class Counts:
 
     kills: int
     installed_kills: int
+    two_process_kills: int
     specs: int
     rows: int
     run_files: int
@@ -49,8 +51,8 @@ class Counts:
     soak: int
 
 
-SHORT = Counts(5, 0, 400, 400, 25, 20, 4, 3, 2, 0)
-LONG = Counts(200, 10, 20_000, 18_000, 1_000, 1_000, 60, 20, 15, 300)
+SHORT = Counts(5, 0, 0, 400, 400, 25, 20, 4, 3, 2, 0)
+LONG = Counts(200, 10, 12, 20_000, 18_000, 1_000, 1_000, 60, 20, 15, 300)
 LIMITS = {"short": 90.0, "long": 6 * 3600.0}
 """Seconds after which no further try is started."""
 
@@ -91,6 +93,7 @@ class Round:
         command.warm_up()
         self._try("inputs", self._inputs)
         self._try("kills", self._kills)
+        self._try("processes", self._processes)
         self._try("damages", self._damages)
         self._try("disks", self._disks)
         self._try("trackers", self._trackers)
@@ -158,6 +161,17 @@ class Round:
                 lambda _: kills.kill_installed_command(self.bench, self.work, draw, installed, expected),
             )
 
+    def _processes(self, draw: random.Random) -> None:
+        if not self.counts.two_process_kills:
+            return
+        section = self._section("kills of a run of two processes, by time")
+        two = TwoProcessRound(self.bench, self.work, draw, ENVIRONMENT)
+        failure = two.prepare()
+        if failure:
+            section.add("not started", failure)
+            return
+        self._repeat(section, self.counts.two_process_kills, draw, lambda _: two.kill(section))
+
     def _damages(self, draw: random.Random) -> None:
         section = self._section("damaged files of an interrupted run, resumed")
         damages = DamageRound(self.bench, self.work, draw)
@@ -212,7 +226,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, help="seconds after which no further try is started")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the counts of the round")
-    parser.add_argument("--only", action="append", default=[], help="kills, damages, disks, trackers, inputs or soak")
+    parser.add_argument(
+        "--only", action="append", default=[], help="kills, processes, damages, disks, trackers, inputs or soak"
+    )
     parser.add_argument("--work", type=Path, help="folder that is kept; default: a temporary one")
     parser.add_argument(
         "--record", type=Path, help="file with a line for each try; an interrupted round is continued from it"

@@ -29,6 +29,7 @@ from harness.report.slices import SliceChange
 from harness.report.stage_suite_matrix import StageSuiteMatrix, parse_matrix
 from harness.report.weight_variants import WeightVariant, parse_variants
 from harness.statistics.seeds import SeedSpread
+from harness.utils.json_dataclass import build_dataclass
 from harness.utils.json_files import read_json_lines
 
 T = TypeVar("T")
@@ -425,4 +426,4 @@ def _parse_recommendation(arms_json: Mapping[str, Any]) -> Recommendation:
 def _from_dict(dataclass_type: type[T], document: Mapping[str, Any], **overrides: Any) -> T:
     """Build a dataclass from a JSON object; keys that a later version added are ignored."""
     names = [field.name for field in fields(dataclass_type)]  # type: ignore[arg-type]
-    return dataclass_type(**{**{key: document[key] for key in names if key in document}, **overrides})
+    return build_dataclass(dataclass_type, {**{key: document[key] for key in names if key in document}, **overrides})

@@ -60,14 +60,23 @@ def test_processes_that_do_not_end_after_a_failure_are_ended(program, monkeypatc
     assert time.monotonic() - started < 300
 
 
-def test_a_signal_reaches_the_main_process(program, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "handler", "expected"),
+    [
+        ("SIGTERM", "lambda *_: sys.exit(75)", 75),
+        ("SIGTERM", "signal.SIG_DFL", 75),  # before harness handles signals, or after
+        ("SIGUSR1", "signal.SIG_DFL", 75),
+        ("SIGINT", "signal.SIG_DFL", 130),
+    ],
+)
+def test_a_signal_reaches_the_main_process(program, tmp_path, name, handler, expected):
     code = (
-        f"signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\nopen(f'{tmp_path}/{{rank}}', 'w').close()\n"
+        f"signal.signal(signal.{name}, {handler})\nopen(f'{tmp_path}/{{rank}}', 'w').close()\n"
         "while rank == 0: time.sleep(0.05)\n"
-        "os.kill(os.getppid(), signal.SIGTERM)"
+        f"os.kill(os.getppid(), signal.{name})"
     )
     program(f"while rank == 1 and not os.path.exists('{tmp_path}/0'): time.sleep(0.05)\n{code}")
-    assert local_launcher.run_processes(["run"], 2) == 75
+    assert local_launcher.run_processes(["run"], 2) == expected
 
 
 def test_a_launcher_within_a_launcher_is_refused(monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from harness import registry
 from harness.errors import HarnessError
 from harness.evaluation import rescore
-from harness.evaluation.predictions import header_path, open_predictions
+from harness.evaluation.predictions import header_path, load_items, open_predictions
 from harness.interfaces.component import CORE_DISTRIBUTION
 from harness.types import Item
 
@@ -110,6 +110,35 @@ def test_invalid_metrics_suites_and_stages_are_rejected(run, plugins, metrics, o
 def test_folder_without_run_is_rejected(tmp_path, plugins):
     with pytest.raises(HarnessError, match=r"is not the folder of a run: it has no spec\.json"):
         rescore.score_run(tmp_path, None, plugins)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda spec: spec.pop("evaluate"), "KeyError: 'evaluate'"),
+        (lambda spec: spec.update(evaluate=[]), "AttributeError"),
+        (lambda spec: spec["evaluate"].update(desk=3), "TypeError"),
+        (lambda spec: spec["evaluate"]["desk"].update(named=1), "TypeError: .*'named'"),
+        (lambda spec: spec["evaluate"]["desk"].pop("source"), "TypeError: .*'source'"),
+        (lambda spec: spec["evaluate"]["desk"].update(metrics=True), "TypeError: metrics is bool"),
+    ],
+)
+def test_damaged_spec_of_a_run_is_one_line(run, plugins, change, said):
+    spec = json.loads((run / "spec.json").read_text())
+    change(spec)
+    (run / "spec.json").write_text(json.dumps(spec))
+    match = rf"^{run}/spec\.json: is not the spec of a run for this version \({said}.*; restore the file"
+    with pytest.raises(HarnessError, match=match):
+        rescore.score_run(run, None, plugins)
+
+
+@pytest.mark.parametrize(("field", "value"), [("reference", None), ("prompt", 3), ("finish", 5), ("slices", [1])])
+def test_damaged_item_is_one_line(run, field, value):
+    file = run / "predictions" / "desk-stage0.jsonl"
+    first, *others = file.read_text().splitlines(keepends=True)
+    file.write_text(json.dumps({**json.loads(first), field: value}) + "\n" + "".join(others))
+    with pytest.raises(HarnessError, match=r"desk-stage0\.jsonl: an item is damaged: .*; restore the file, or eval"):
+        load_items(file)
 
 
 def test_interrupted_evaluation_is_not_scored(run, plugins):

@@ -57,6 +57,12 @@ def test_the_card_has_everything_that_a_reader_needs(run):
     assert "[" in text.split("## Scores")[1].split("## What")[0]  # an interval
 
 
+def test_half_of_a_surrogate_pair_in_a_damaged_spec_is_escaped(run):
+    spec = json.loads((run / "spec.json").read_text())
+    (run / "spec.json").write_text(json.dumps({**spec, "checks": {"a": "\ud800"}}))
+    assert '"a": "\\ud800"' in write_model_card(run).read_text()
+
+
 def test_the_card_has_neither_folders_nor_secrets(run):
     text = write_model_card(run).read_text()
     assert "/home/me" not in text

@@ -249,6 +249,17 @@ def test_page_of_an_unfinished_run_is_refused_with_the_command_that_finishes_it(
     assert caught.value.hint == f"finish the run first: harness run --resume {tmp_path}"
 
 
+@pytest.mark.parametrize(("field", "value"), [("suite", True), ("n", "many"), ("name", None)])
+def test_report_with_a_value_of_another_type_is_a_one_line_error(tmp_path, field, value):
+    folder = run_folders.write_run(tmp_path / "run")
+    report = json.loads((folder / "report.json").read_text())
+    report["changes"][0][field] = value
+    (folder / "report.json").write_text(json.dumps(report))
+    match = rf"report\.json: is not a valid run report for this version \(TypeError: {field} is {type(value).__name__} "
+    with pytest.raises(HarnessError, match=match):
+        write.write_run_page(folder)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -1,0 +1,102 @@
+"""Kill one process of a run of two, or stop the run, resume it with two, and compare."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+from faults import command
+from faults.kills import UNTRACKED
+from faults.results import Section, differences, snapshot
+
+SPEC = "two-stages"
+FAULTS = {"SIGKILL of the main process": 1, "SIGKILL of the other process": 1, "SIGTERM": 75, "SIGINT": 130}
+"""Fault -> the exit code of the command."""
+
+
+class TwoProcessRound:
+    """Runs of `harness run --gpus 2` under one spec, killed at a random time after the run has its folder."""
+
+    def __init__(self, bench: Path, work: Path, draw: random.Random, environment: Mapping[str, str]) -> None:
+        self.bench, self.work, self.draw = bench, work / "processes", draw
+        self.environment = {**os.environ, **environment}
+
+    def prepare(self) -> str:
+        """Run the spec without a fault; return a failure or ""."""
+        folder = self._new_folder("uninterrupted")
+        code, text = self._run(folder, "run", self.bench / f"{SPEC}.json", *UNTRACKED)
+        run = command.run_folder(folder)
+        if code != 0 or run is None:
+            return f"the uninterrupted run exits with {code}: {text[-400:]}"
+        self.expected = snapshot(run)
+        self.seconds = time.time() - (run / "spec.json").stat().st_mtime
+        return ""
+
+    def kill(self, section: Section) -> None:
+        """Try one fault, and resume."""
+        folder = self._new_folder("killed")
+        fault, seconds = self.draw.choice(list(FAULTS)), self.draw.uniform(0.0, 1.0) * self.seconds
+        label = f"{fault} {seconds:.1f} s after the run had a folder"
+        code, text = self._run(folder, "run", self.bench / f"{SPEC}.json", *UNTRACKED, fault=(fault, seconds))
+        run = command.run_folder(folder)
+        if code == 0:
+            section.add("finished before the fault")
+            return
+        outcome = command.Outcome(code, text)
+        if run is None or code != FAULTS[fault] or outcome.has_traceback:
+            section.add("failed", f"{label}: exit {code}: {text[-400:]}")
+            return
+        code, text = self._run(folder, "run", "--resume", run)
+        is_finished = code == 0 or (code == 2 and "is finished" in text)
+        unequal = differences(self.expected, snapshot(run))
+        if not is_finished or unequal or command.Outcome(code, text).has_traceback:
+            section.add("unequal", f"{label}: the resumed run exits with {code}, {unequal[:3]} differ: {text[-300:]}")
+        else:
+            section.add("equal after resume")
+
+    def _run(self, folder: Path, *arguments: object, fault: tuple[str, float] | None = None) -> tuple[int | None, str]:
+        """Run the command with two processes; return its exit code, None if it hung, and what it printed."""
+        words = [sys.executable, "-m", "harness", *map(str, arguments), "--gpus", "2"]
+        with (folder / "output.txt").open("wb") as stream:
+            process = subprocess.Popen(
+                words, cwd=folder, env=self.environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            try:
+                if fault is not None:
+                    while command.run_folder(folder) is None and process.poll() is None:
+                        time.sleep(0.05)
+                    time.sleep(fault[1])
+                    _send(process, fault[0])
+                code: int | None = process.wait(command.LIMIT_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                code = None
+        return code, (folder / "output.txt").read_text(errors="replace")
+
+    def _new_folder(self, name: str) -> Path:
+        folder = self.work / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+
+def _send(process: subprocess.Popen[bytes], fault: str) -> None:
+    """Send the signal of a fault to the launcher, or to one of its processes, if it still runs."""
+    if process.poll() is not None:
+        return
+    if not fault.startswith("SIGKILL"):
+        process.send_signal(getattr(signal, fault))
+        return
+    rank = "0" if "main" in fault else "1"
+    for child in psutil.Process(process.pid).children():
+        if child.environ().get("RANK") == rank:
+            child.kill()
