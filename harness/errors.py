@@ -5,9 +5,15 @@ Any other exception that leaves the program is a fault of harness; the command w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 
-from harness.utils.formatting import shorten_words
+_LONG_WORD = re.compile(r"(\S{200})\S{201,}")
+
+
+def shorten_words(text: str) -> str:
+    """Return a text on one line. A word of more than 400 characters, which comes from the input, is cut to 200."""
+    return _LONG_WORD.sub(lambda word: f"{word[1]}… (+{len(word[0]) - 200:,} characters)", " ".join(text.split()))
 
 
 class HarnessError(Exception):
