@@ -12,8 +12,8 @@ _LONG_WORD = re.compile(r"(\S{200})\S{201,}")
 
 
 def shorten_words(text: str) -> str:
-    """Return a text on one line. A word of more than 400 characters, which comes from the input, is cut to 200."""
-    return _LONG_WORD.sub(lambda word: f"{word[1]}… (+{len(word[0]) - 200:,} characters)", " ".join(text.split()))
+    """Return a text with each word of more than 400 characters, which comes from the input, cut to 200."""
+    return _LONG_WORD.sub(lambda word: f"{word[1]}… (+{len(word[0]) - 200:,} characters)", text)
 
 
 class HarnessError(Exception):
@@ -34,7 +34,8 @@ class HarnessError(Exception):
     def lines(self) -> list[str]:
         """Return one line for each error. A word of more than 400 characters is shortened: it is text of the input."""
         where, what, hint = (shorten_words(text) for text in (self.where, self.what, self.hint))
-        return [f"{where}: {what}" + (f"; {hint}" if hint else "")]
+        text = f"{where}: {what}" + (f"; {hint}" if hint else "")
+        return [" ".join(text.split())]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

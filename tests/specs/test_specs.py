@@ -87,9 +87,7 @@ def test_spec_has_the_name_of_its_file_and_the_mode_of_its_name(file):
     stem = file.stem.replace("_", "-")
     assert document["name"] == (f"study-{stem}" if file.parent.name == "study" else stem)
     modes = {"forgetting_demo": "continual", "forgetting_demo_all": "continual", "mixing_sweep": "mixed"}
-    modes |= {"help_desk_lists": "continual"} | dict.fromkeys(
-        ("help_desk", "chinese_tasks", "instruction_loss"), "domain"
-    )
+    modes |= {"help_desk_lists": "continual"} | dict.fromkeys(("lists", "chinese_tasks", "instruction_loss"), "domain")
     expected = modes.get(file.stem)
     assert any(mode == expected if expected else mode in file.stem for mode in document["mode"])
 
