@@ -5,15 +5,7 @@ Any other exception that leaves the program is a fault of harness; the command w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
-
-_LONG_WORD = re.compile(r"(\S{200})\S{201,}")
-
-
-def shorten_words(text: str) -> str:
-    """Return a text with each word of more than 400 characters, which comes from the input, cut to 200."""
-    return _LONG_WORD.sub(lambda word: f"{word[1]}… (+{len(word[0]) - 200:,} characters)", text)
 
 
 class HarnessError(Exception):
@@ -32,9 +24,8 @@ class HarnessError(Exception):
         super().__init__(where, what, hint)
 
     def lines(self) -> list[str]:
-        """Return one line for each error. A word of more than 400 characters is shortened: it is text of the input."""
-        where, what, hint = (shorten_words(text) for text in (self.where, self.what, self.hint))
-        text = f"{where}: {what}" + (f"; {hint}" if hint else "")
+        """Return one line for each error."""
+        text = f"{self.where}: {self.what}" + (f"; {self.hint}" if self.hint else "")
         return [" ".join(text.split())]
 
     def __str__(self) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import pluggy
 
 from harness import hookspecs
-from harness.errors import ComponentError, HarnessError, shorten_words
+from harness.errors import ComponentError, HarnessError
 from harness.events import Event, WarningRaised
 from harness.interfaces.check import Check
 from harness.interfaces.command import Command
@@ -51,7 +51,8 @@ from harness.plugin_entry_points import ENTRY_POINT_GROUP as ENTRY_POINT_GROUP
 from harness.plugin_entry_points import installed_entry_points as installed_entry_points
 from harness.plugin_listener import TIME_LIMIT, PluginListener
 from harness.spec_keys import data, evaluation, run, training
-from harness.utils.formatting import printable
+from harness.utils.formatting import printable, shorten_words
+from harness.utils.redaction import redact_text
 
 SLOW_IMPORT_SECONDS = 5.0
 """After so many seconds a plugin that is being imported is named."""
@@ -415,7 +416,7 @@ def _unregister_plugin(registry: Registry, distribution: str, entry: EntryPoint,
     if known is not None:
         registry.manager.unregister(known)
     text = f"{error.where}: {error.what}" if isinstance(error, HarnessError) else describe_exception(error)
-    registry.broken_plugins.append(BrokenPlugin(distribution, entry.value, shorten_words(text)))
+    registry.broken_plugins.append(BrokenPlugin(distribution, entry.value, shorten_words(redact_text(text))))
 
 
 def _require_interface(instance: Any, component_type: str, where: str) -> None:

@@ -46,7 +46,7 @@ from harness.cli.plugin_commands import PLUGIN_COMMAND, PluginCommand, add_plugi
 from harness.distributed import failure, launch
 from harness.errors import ComponentError, HarnessError
 from harness.interfaces.guard import describe_exception
-from harness.utils.formatting import printable, shorten_text
+from harness.utils.formatting import printable, shorten_text, shorten_words
 from harness.utils.output import reserve_output
 from harness.utils.redaction import redact_text
 from harness.utils.stop_signals import Interrupted, handle_stop_signals
@@ -91,7 +91,7 @@ def _run_command(argv: Sequence[str] | None) -> int:
         return code
     except HarnessError as error:
         for line in error.lines():
-            print(f"harness: {printable(redact_text(line))}", file=sys.stderr)
+            print(f"harness: {printable(shorten_words(redact_text(line)))}", file=sys.stderr)
         if isinstance(error, ComponentError) and error.__cause__ is not None:
             print(f"harness: traceback: {write_traceback(error)}", file=sys.stderr)
         return error.exit_code
@@ -113,7 +113,7 @@ def _run_command(argv: Sequence[str] | None) -> int:
         file = write_traceback(error)
         if file is None:
             raise
-        what = f"this is a fault of harness: {redact_text(shorten_text(describe_exception(error), MAX_ARGUMENT_ERROR))}"
+        what = f"this is a fault of harness: {shorten_text(redact_text(describe_exception(error)), MAX_ARGUMENT_ERROR)}"
         remedy = f"please report it with {file}; a run can be resumed: harness runs"
         print(f"harness: {printable(what)}; {remedy}", file=sys.stderr)
         return 1

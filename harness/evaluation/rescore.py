@@ -71,7 +71,7 @@ def score_run(
     for suite, stage, file in _find_prediction_files(folder / "predictions", tuple(spec_suites), suites, stages):
         stored = _load_complete_predictions(file)
         items = stored.items
-        settings = spec_suites[suite]
+        settings = _build_suite(folder, suite, spec_suites[suite])
         if suite not in metrics_by_suite:  # once per suite: a metric may load a model
             requested, lang = settings.metrics if metrics is None else metrics, settings.lang
             metrics_by_suite[suite] = {
@@ -105,18 +105,30 @@ def score_run(
     return tuple(evaluations)
 
 
-def _load_suites(folder: Path) -> dict[str, Suite]:
-    """Return the suites of a run's spec by name."""
+def _load_suites(folder: Path) -> dict[str, Any]:
+    """Return the suites of a run's spec by name, as the spec has them."""
     file = folder / "spec.json"
     try:
-        spec = load_json(file.read_text(encoding="utf-8"))
-        return {name: build_dataclass(Suite, {"name": name, **suite}) for name, suite in spec["evaluate"].items()}
+        return dict(load_json(file.read_text(encoding="utf-8"))["evaluate"].items())
     except OSError as error:
         what = "is not the folder of a run: it has no spec.json"
         raise HarnessError(str(folder), what, "use a folder under runs/") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        what = f"is not the spec of a run for this version ({type(error).__name__}: {error})"
-        raise HarnessError(str(file), what, "restore the file, or run the spec again") from error
+        raise _damaged_spec_error(file, error) from error
+
+
+def _build_suite(folder: Path, name: str, settings: Any) -> Suite:
+    try:
+        template = settings.get("template")
+        template = None if template is None else next(iter(template.items()))
+        return build_dataclass(Suite, {"name": name, **settings, "template": template})
+    except (TypeError, AttributeError, StopIteration) as error:
+        raise _damaged_spec_error(folder / "spec.json", error) from error
+
+
+def _damaged_spec_error(file: Path, error: Exception) -> HarnessError:
+    what = f"is not the spec of a run for this version ({type(error).__name__}: {error})"
+    return HarnessError(str(file), what, "restore the file, or run the spec again")
 
 
 def _find_prediction_files(

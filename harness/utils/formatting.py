@@ -6,6 +6,7 @@ Model output and data are untrusted: pass them through `printable` before they r
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
+
+_LONG_WORD = re.compile(r"[^\s/]{401,}")
 
 MISSING = "–"
 """Shown for a value that is missing or not a number."""
@@ -44,6 +47,14 @@ def shorten_text(text: str, limit: int) -> str:
     """Return at most `limit` characters of the text, followed by the number of characters left out."""
     omitted = len(text) - limit
     return text if omitted <= 0 else f"{text[:limit].rstrip()}… (+{omitted:,} characters)"
+
+
+def shorten_words(text: str) -> str:
+    """Return a text with each word of more than 400 characters without a slash cut to 200; paths stay whole.
+
+    Remove secrets first: one that is cut is not recognized.
+    """
+    return _LONG_WORD.sub(lambda word: shorten_text(word[0], 200), text)
 
 
 def one_line(text: str, limit: int = 300) -> str:

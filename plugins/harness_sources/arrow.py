@@ -305,20 +305,55 @@ def _iter_batches(stream: BinaryIO) -> Iterator[Any]:
 
 
 def _check_offsets(batch: Any) -> None:
-    """Refuse a batch with an offset outside its buffers: to read it can crash the process.
+    """Refuse a batch with an offset or index outside its buffers: to read it can crash the process.
 
-    Text that is not UTF-8 is refused only within a nested column. In a column of text it makes one row invalid.
+    Values are not checked: text that is not UTF-8 or an impossible date makes one row invalid.
 
     Raises:
         pyarrow.ArrowException: The batch is damaged.
     """
-    import pyarrow
-
-    as_bytes = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
     batch.validate()
     for column in batch.columns:
-        checked = column.view(as_bytes[column.type]) if column.type in as_bytes else column
-        checked.validate(full=True)
+        _check_column(column)
+
+
+def _check_column(column: Any) -> None:
+    import pyarrow.compute
+
+    if isinstance(column, pyarrow.ExtensionArray):
+        column = column.storage
+    if pyarrow.types.is_dictionary(column.type):
+        bounds = pyarrow.compute.min_max(column.indices).as_py()
+        if bounds["min"] is not None and not 0 <= bounds["min"] <= bounds["max"] < len(column.dictionary):
+            raise pyarrow.ArrowInvalid("an index is outside the dictionary")
+        column = column.dictionary
+    column.view(_without_rules(column.type)).validate(full=True)
+
+
+def _without_rules(arrow_type: Any) -> Any:
+    """Return a type of the same layout for whose values Arrow has no rules, such as bytes for text."""
+    import pyarrow
+    from pyarrow import types
+
+    plain = {
+        pyarrow.string(): pyarrow.binary(),
+        pyarrow.large_string(): pyarrow.large_binary(),
+        pyarrow.date64(): pyarrow.int64(),
+    }
+    if arrow_type in plain:
+        return plain[arrow_type]
+    if types.is_time32(arrow_type) or types.is_time64(arrow_type):
+        return pyarrow.int32() if types.is_time32(arrow_type) else pyarrow.int64()
+    if types.is_decimal128(arrow_type) or types.is_decimal256(arrow_type):
+        return pyarrow.binary(arrow_type.byte_width)
+    if isinstance(arrow_type, pyarrow.BaseExtensionType):
+        return _without_rules(arrow_type.storage_type)
+    if types.is_struct(arrow_type):
+        return pyarrow.struct([field.with_type(_without_rules(field.type)) for field in arrow_type])
+    if types.is_list(arrow_type) or types.is_large_list(arrow_type):
+        make = pyarrow.list_ if types.is_list(arrow_type) else pyarrow.large_list
+        return make(arrow_type.value_field.with_type(_without_rules(arrow_type.value_type)))
+    return arrow_type
 
 
 def _write_example(file: Path) -> str:

@@ -272,12 +272,14 @@ class InputRound:
 
     def _judge(self, section: Section, act: Callable[[], None], describe: Callable[[], str]) -> None:
         from harness.errors import HarnessError
+        from harness.utils.formatting import shorten_words
+        from harness.utils.redaction import redact_text
 
         try:
             with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
                 act()
         except HarnessError as error:
-            long = max(map(len, error.lines()))
+            long = max(len(shorten_words(redact_text(line))) for line in error.lines())  # as the command prints it
             section.add("refused", f"a line of {long} characters: {describe()}" if long > MAX_LINE else "")
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):

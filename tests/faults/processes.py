@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -72,13 +73,16 @@ class TwoProcessRound:
             )
             try:
                 if fault is not None:
-                    while command.run_folder(folder) is None and process.poll() is None:
+                    end = time.monotonic() + command.LIMIT_SECONDS
+                    while command.run_folder(folder) is None and process.poll() is None and time.monotonic() < end:
                         time.sleep(0.05)
                     time.sleep(fault[1])
                     _send(process, fault[0])
                 code: int | None = process.wait(command.LIMIT_SECONDS)
             except subprocess.TimeoutExpired:
-                process.kill()
+                for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                    each.kill()
+                process.wait()
                 code = None
         return code, (folder / "output.txt").read_text(errors="replace")
 
@@ -97,6 +101,7 @@ def _send(process: subprocess.Popen[bytes], fault: str) -> None:
         process.send_signal(getattr(signal, fault))
         return
     rank = "0" if "main" in fault else "1"
-    for child in psutil.Process(process.pid).children():
-        if child.environ().get("RANK") == rank:
-            child.kill()
+    with contextlib.suppress(psutil.Error):  # it has just ended
+        for child in psutil.Process(process.pid).children():
+            if child.environ().get("RANK") == rank:
+                child.kill()

@@ -57,12 +57,3 @@ def test_bad_input_exits_with_2_and_a_failed_run_with_1(error_class, code):
 
 def test_several_errors_of_bad_input_exit_with_2():
     assert ManyErrors([HarnessError("a", "one"), HarnessError("b", "two")]).exit_code == 2
-
-
-def test_a_long_word_of_the_input_is_shortened_and_the_rest_is_not():
-    error = HarnessError("spec.json:1:1 mode", f"there is no source '{'x' * 3000}'", "the spec's sources are: a, b")
-    assert error.lines() == [
-        f"spec.json:1:1 mode: there is no source '{'x' * 199}… (+2,802 characters); the spec's sources are: a, b"
-    ]
-    path = "/".join(["folder"] * 57)  # 398 characters, as long as a path may be
-    assert HarnessError(path, "there is no such file").lines() == [f"{path}: there is no such file"]

@@ -117,7 +117,7 @@ def test_folder_without_run_is_rejected(tmp_path, plugins):
     [
         (lambda spec: spec.pop("evaluate"), "KeyError: 'evaluate'"),
         (lambda spec: spec.update(evaluate=[]), "AttributeError"),
-        (lambda spec: spec["evaluate"].update(desk=3), "TypeError"),
+        (lambda spec: spec["evaluate"].update(desk=3), "AttributeError"),
         (lambda spec: spec["evaluate"]["desk"].update(named=1), "TypeError: .*'named'"),
         (lambda spec: spec["evaluate"]["desk"].pop("source"), "TypeError: .*'source'"),
         (lambda spec: spec["evaluate"]["desk"].update(metrics=True), "TypeError: metrics is bool"),
@@ -130,6 +130,13 @@ def test_damaged_spec_of_a_run_is_one_line(run, plugins, change, said):
     match = rf"^{run}/spec\.json: is not the spec of a run for this version \({said}.*; restore the file"
     with pytest.raises(HarnessError, match=match):
         rescore.score_run(run, None, plugins)
+
+
+def test_suite_with_a_template_of_its_own_is_scored(run, plugins):
+    spec = json.loads((run / "spec.json").read_text())
+    spec["evaluate"]["desk"]["template"] = {"plain": {}}
+    (run / "spec.json").write_text(json.dumps(spec))
+    assert len(rescore.score_run(run, None, plugins)) == 4
 
 
 @pytest.mark.parametrize(("field", "value"), [("reference", None), ("prompt", 3), ("finish", 5), ("slices", [1])])

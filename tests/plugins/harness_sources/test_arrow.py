@@ -146,3 +146,24 @@ def test_text_that_is_not_utf8_is_an_invalid_row():
     assert [row.location for row in rows] == ["x.arrow:[0]", "x.arrow:[1]", "x.arrow:[2]"]
     assert [rows[0].data, rows[2].data] == [{"q": "abc"}, {"q": "ghi"}]
     assert rows[1].what.startswith("has a value that cannot be read: ")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pyarrow.array([["abc"], ["def"], ["ghi"]]),
+        pyarrow.array([[{"text": "abc"}], [{"text": "def"}], [{"text": "ghi"}]]),
+        pyarrow.array([{"text": "abc"}, {"text": "def"}, {"text": "ghi"}]),
+        pyarrow.array(["abc", "def", "ghi"], pyarrow.large_string()),
+        pyarrow.array(["abc", "def", "ghi"]).dictionary_encode(),
+    ],
+    ids=["list", "list of structs", "struct", "large text", "dictionary"],
+)
+def test_text_that_is_not_utf8_is_one_invalid_row_in_any_column(column):
+    _write(column, b"abcdefghi", b"abc\xff\xfe\xfdghi")
+    assert [hasattr(row, "what") for row in read("x.arrow")] == [False, True, False]
+
+
+def test_a_date_that_is_no_whole_day_is_read():
+    _write(pyarrow.array([1000, 86_400_000]).view(pyarrow.date64()))
+    assert len(read("x.arrow")) == 2
