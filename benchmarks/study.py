@@ -2,8 +2,8 @@
 
     python benchmarks/study.py --cost                            # tokens of every part; trains nothing
     python benchmarks/study.py [--folder runs/study]             # everything that is missing
-    python benchmarks/study.py --pair lists --arms naive,ewc --seeds 0,1   # a piece of it
-    python benchmarks/study.py --quick --pair lists          # a few steps: shows that it runs, no result
+    python benchmarks/study.py --pair lists --arms naive,ewc --seeds 0,1       # a piece of it
+    python benchmarks/study.py --quick --pair lists              # a few steps: shows that it runs, no result
     python benchmarks/study.py --table docs/evidence.json
 
 `specs/study/` has one spec for each pair, with all methods as arms. `docs/evidence.md` has the protocol, and the order

@@ -62,18 +62,19 @@ def score_run(
             the items that a metric requires, or an evaluation is incomplete.
     """
     folder = Path(folder)
-    spec_suites = _load_suites(folder)
+    suites_of_spec = _load_suites(folder)
     for name, options in (metrics or {}).items():
         create_metric(registry, name, options)  # reports every wrong option before anything is scored
     unused = set(metrics or ())
     evaluations: list[Evaluation] = []
+    built: dict[str, Suite] = {}
     metrics_by_suite: dict[str, dict[str, Metric]] = {}
-    for suite, stage, file in _find_prediction_files(folder / "predictions", tuple(spec_suites), suites, stages):
+    for suite, stage, file in _find_prediction_files(folder / "predictions", tuple(suites_of_spec), suites, stages):
         stored = _load_complete_predictions(file)
         items = stored.items
-        settings = _build_suite(folder, suite, spec_suites[suite])
-        if suite not in metrics_by_suite:  # once per suite: a metric may load a model
-            requested, lang = settings.metrics if metrics is None else metrics, settings.lang
+        if suite not in built:  # once per suite: a metric may load a model
+            built[suite] = _build_suite(folder, suite, suites_of_spec[suite])
+            requested, lang = built[suite].metrics if metrics is None else metrics, built[suite].lang
             metrics_by_suite[suite] = {
                 name: create_metric(registry, name, options, lang=lang) for name, options in requested.items()
             }
@@ -95,7 +96,7 @@ def score_run(
                     what = f"the values of {metric.signature()} are not stored"
                     raise HarnessError(f"{file}: metric {name}", what, "evaluate the run again: harness evaluate RUN")
             scores = score_items(items, applicable, suite=suite, stage=stage, computed=computed)
-            violations = find_limit_violations(settings, stage, items, scores)
+            violations = find_limit_violations(built[suite], stage, items, scores)
             evaluations.append(Evaluation(stage, suite, items, scores, violations))
         unused -= applicable.keys()
     for name in sorted(unused):

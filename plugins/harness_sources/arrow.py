@@ -307,7 +307,7 @@ def _iter_batches(stream: BinaryIO) -> Iterator[Any]:
 def _check_offsets(batch: Any) -> None:
     """Refuse a batch with an offset or index outside its buffers: to read it can crash the process.
 
-    Values are not checked: text that is not UTF-8 or an impossible date makes one row invalid.
+    Text, dates, times and decimals are not checked, also within lists and structs: a bad one makes one row invalid.
 
     Raises:
         pyarrow.ArrowException: The batch is damaged.
@@ -331,7 +331,7 @@ def _check_column(column: Any) -> None:
 
 
 def _without_rules(arrow_type: Any) -> Any:
-    """Return a type of the same layout for whose values Arrow has no rules, such as bytes for text."""
+    """Return a type of the same layout without rules for its values, such as bytes in place of text."""
     import pyarrow
     from pyarrow import types
 

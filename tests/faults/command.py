@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,13 @@ def warm_up() -> None:
     for module in (*MODULES, *OPTIONAL_MODULES):
         with contextlib.suppress(*((ImportError,) if module in OPTIONAL_MODULES else ())):
             importlib.import_module(module)
+
+
+def empty_folder(folder: Path) -> Path:
+    """Make a folder, without what it had, and return it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def start(

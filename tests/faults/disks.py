@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +56,7 @@ class DiskRound:
 
     def prepare(self) -> str:
         """Run the spec with enough space; return a failure or ""."""
-        folder = self._new_folder("enough")
+        folder = command.empty_folder(self.work / "enough")
         outcome = command.run(["run", self.bench / f"{SPEC}.json", *UNTRACKED], folder)
         run = command.run_folder(folder)
         if outcome.code != 0 or run is None:
@@ -68,7 +67,7 @@ class DiskRound:
 
     def fill(self, section: Section, *, tmpfs: bool) -> None:
         """Run with too little space for a random part of what the run writes, then resume."""
-        folder = self._new_folder("full")
+        folder = command.empty_folder(self.work / "full")
         arguments: list[object] = ["run", self.bench / f"{SPEC}.json", *UNTRACKED]
         if tmpfs:
             size = self.draw.randint(8_000, int(self.bytes_used * 1.2)) // 4096 * 4096
@@ -107,9 +106,3 @@ class DiskRound:
         unequal = differences(self.expected, snapshot(run))
         said = "resumed to the same result" if outcome.code else "finished"
         section.add("unequal" if unequal else said, f"{label}: {unequal[:4]} differ" if unequal else "")
-
-    def _new_folder(self, name: str) -> Path:
-        folder = self.work / name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        return folder

@@ -78,7 +78,7 @@ class KillRound:
         if spec in self.expected:
             return ""
         for kind in ("report", "write"):
-            folder = self._new_folder(f"{spec}-{kind}-uninterrupted")
+            folder = command.empty_folder(self.work / f"{spec}-{kind}-uninterrupted")
             outcome = command.run(["run", self.bench / f"{spec}.json", *UNTRACKED], folder, before=kill_at(kind, 0, ""))
             run = command.run_folder(folder)
             if outcome.code != 0 or run is None:
@@ -93,7 +93,7 @@ class KillRound:
         if failure:
             section.add("not started", failure)
             return
-        folder = self._new_folder(f"{spec}-killed")
+        folder = command.empty_folder(self.work / f"{spec}-killed")
         arguments: list[object] = ["run", self.bench / f"{spec}.json", *UNTRACKED]
         kills = self.draw.choice((1, 1, 2, 3))
         label = spec
@@ -131,20 +131,12 @@ class KillRound:
             section.add("equal after resume")
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _new_folder(self, name: str) -> Path:
-        folder = self.work / name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        return folder
-
 
 def kill_installed_command(bench: Path, work: Path, draw: random.Random, section: Section, expected: dict) -> None:
     """Kill the installed command after a random time, with its own process, and compare the resumed run."""
     from faults.round import ENVIRONMENT
 
-    folder = work / "installed"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = command.empty_folder(work / "installed")
     seconds = draw.uniform(8, 30)
     arguments: list[object] = ["run", bench / "two-stages.json", *UNTRACKED]
     command.run_installed(arguments, folder, environment=ENVIRONMENT, kill_after=seconds)

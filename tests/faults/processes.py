@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -33,39 +32,39 @@ class TwoProcessRound:
 
     def prepare(self) -> str:
         """Run the spec without a fault; return a failure or ""."""
-        folder = self._new_folder("uninterrupted")
-        code, text = self._run(folder, "run", self.bench / f"{SPEC}.json", *UNTRACKED)
+        folder = command.empty_folder(self.work / "uninterrupted")
+        outcome = self._run(folder, "run", self.bench / f"{SPEC}.json", *UNTRACKED)
         run = command.run_folder(folder)
-        if code != 0 or run is None:
-            return f"the uninterrupted run exits with {code}: {text[-400:]}"
+        if outcome.code != 0 or run is None:
+            return f"the uninterrupted run exits with {outcome.code}: {outcome.text[-400:]}"
         self.expected = snapshot(run)
         self.seconds = time.time() - (run / "spec.json").stat().st_mtime
         return ""
 
     def kill(self, section: Section) -> None:
         """Try one fault, and resume."""
-        folder = self._new_folder("killed")
+        folder = command.empty_folder(self.work / "killed")
         fault, seconds = self.draw.choice(list(FAULTS)), self.draw.uniform(0.0, 1.0) * self.seconds
         label = f"{fault} {seconds:.1f} s after the run had a folder"
-        code, text = self._run(folder, "run", self.bench / f"{SPEC}.json", *UNTRACKED, fault=(fault, seconds))
+        outcome = self._run(folder, "run", self.bench / f"{SPEC}.json", *UNTRACKED, fault=(fault, seconds))
         run = command.run_folder(folder)
-        if code == 0:
+        if outcome.code == 0:
             section.add("finished before the fault")
             return
-        outcome = command.Outcome(code, text)
-        if run is None or code != FAULTS[fault] or outcome.has_traceback:
-            section.add("failed", f"{label}: exit {code}: {text[-400:]}")
+        if run is None or outcome.code != FAULTS[fault] or outcome.has_traceback:
+            section.add("failed", f"{label}: exit {outcome.code}: {outcome.text[-400:]}")
             return
-        code, text = self._run(folder, "run", "--resume", run)
-        is_finished = code == 0 or (code == 2 and "is finished" in text)
+        outcome = self._run(folder, "run", "--resume", run)
+        is_finished = outcome.code == 0 or (outcome.code == 2 and "is finished" in outcome.text)
         unequal = differences(self.expected, snapshot(run))
-        if not is_finished or unequal or command.Outcome(code, text).has_traceback:
-            section.add("unequal", f"{label}: the resumed run exits with {code}, {unequal[:3]} differ: {text[-300:]}")
+        if not is_finished or unequal or outcome.has_traceback:
+            said = f"the resumed run exits with {outcome.code}, {unequal[:3]} differ: {outcome.text[-300:]}"
+            section.add("unequal", f"{label}: {said}")
         else:
             section.add("equal after resume")
 
-    def _run(self, folder: Path, *arguments: object, fault: tuple[str, float] | None = None) -> tuple[int | None, str]:
-        """Run the command with two processes; return its exit code, None if it hung, and what it printed."""
+    def _run(self, folder: Path, *arguments: object, fault: tuple[str, float] | None = None) -> command.Outcome:
+        """Run the command with two processes, and send a fault so many seconds after the run has its folder."""
         words = [sys.executable, "-m", "harness", *map(str, arguments), "--gpus", "2"]
         with (folder / "output.txt").open("wb") as stream:
             process = subprocess.Popen(
@@ -84,13 +83,7 @@ class TwoProcessRound:
                     each.kill()
                 process.wait()
                 code = None
-        return code, (folder / "output.txt").read_text(errors="replace")
-
-    def _new_folder(self, name: str) -> Path:
-        folder = self.work / name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        return folder
+        return command.Outcome(code, (folder / "output.txt").read_text(errors="replace"))
 
 
 def _send(process: subprocess.Popen[bytes], fault: str) -> None:

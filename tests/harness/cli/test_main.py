@@ -439,3 +439,19 @@ def test_commands_on_a_run_need_its_agreement_to_remote_code(tmp_path, capsys, m
 def test_a_spec_that_has_no_end_is_refused(capsys):
     assert main.main(["validate", "/dev/zero"]) == 2
     assert "not a regular file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"x {'.'.join(['eyJ' + 'a' * 250, 'b' * 200, 'c' * 200])}", "x (left out)"),
+        (f"s3://user:{'Ab1' * 200}@host/path", "s3://host/path"),
+    ],
+)
+def test_a_secret_is_removed_before_a_word_is_cut(text, said, capsys, monkeypatch):
+    def refuse(*_):
+        raise HarnessError("spec.json", text)
+
+    monkeypatch.setattr(main, "_call_command", refuse)
+    assert main.main(["runs"]) == 2
+    assert capsys.readouterr().err == f"harness: spec.json: {said}\n"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from harness.cli import main
-from harness.errors import HarnessError
 from harness.utils.formatting import format_run_time, join_names, shorten_words
 
 
@@ -34,19 +32,3 @@ def test_a_long_word_is_cut_and_a_long_path_is_not():
     assert shorten_words(text) == f"there is no source '{'x' * 199}… (+2,803 characters) the spec's sources are: a, b"
     path = "/".join(["folder"] * 300)
     assert shorten_words(f"{path}: there is no such file") == f"{path}: there is no such file"
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (f"x {'.'.join(['eyJ' + 'a' * 250, 'b' * 200, 'c' * 200])}", "x (left out)"),
-        (f"s3://user:{'Ab1' * 200}@host/path", "s3://host/path"),
-    ],
-)
-def test_a_secret_is_removed_before_a_word_is_cut(text, said, capsys, monkeypatch):
-    def refuse(*_):
-        raise HarnessError("spec.json", text)
-
-    monkeypatch.setattr(main, "_call_command", refuse)
-    assert main.main(["runs"]) == 2
-    assert capsys.readouterr().err == f"harness: spec.json: {said}\n"

@@ -1,5 +1,6 @@
 import json
 import struct
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
@@ -167,3 +168,37 @@ def test_text_that_is_not_utf8_is_one_invalid_row_in_any_column(column):
 def test_a_date_that_is_no_whole_day_is_read():
     _write(pyarrow.array([1000, 86_400_000]).view(pyarrow.date64()))
     assert len(read("x.arrow")) == 2
+
+
+_STRUCT = pyarrow.struct([("text", pyarrow.string()), ("more", pyarrow.map_(pyarrow.string(), pyarrow.string()))])
+_DICTIONARY = pyarrow.dictionary(pyarrow.int8(), pyarrow.string())
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pyarrow.nulls(2),
+        pyarrow.array([True, None]),
+        pyarrow.array([Decimal("1.2"), None]),
+        pyarrow.array([1, None], pyarrow.time32("s")),
+        pyarrow.array([1, None], pyarrow.time64("us")),
+        pyarrow.array([1, None], pyarrow.timestamp("us", "UTC")),
+        pyarrow.array([["a"], None], pyarrow.large_list(pyarrow.string())),
+        pyarrow.array([["a"], None], pyarrow.list_view(pyarrow.string())),
+        pyarrow.array([["a"], None], pyarrow.list_(pyarrow.string(), 1)),
+        pyarrow.array([["a"], None], pyarrow.list_(_DICTIONARY)),
+        pyarrow.array([{"text": "a", "more": [("k", "v")]}, None], _STRUCT),
+        pyarrow.array(["a", None], pyarrow.string_view()),
+        pyarrow.array(["a", None], _DICTIONARY),
+        pyarrow.nulls(2, _DICTIONARY),
+        pyarrow.array(["{}", None], pyarrow.json_()),
+        pyarrow.array([b"0" * 16, None], pyarrow.uuid()),
+        pyarrow.RunEndEncodedArray.from_arrays(pyarrow.array([1, 2], pyarrow.int32()), pyarrow.array(["a", None])),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_undamaged_columns_of_every_kind_are_read(column):
+    _write(column)
+    first, second = read("x.arrow")
+    assert second.data == {"q": None}
+    assert first.location == "x.arrow:[0]"
