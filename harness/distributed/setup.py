@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -57,8 +57,9 @@ def init_processes(world_size: int) -> Iterator[Processes]:
         watcher.handle_failure(error)
         raise
     watcher.stop()
-    processes.barrier()  # the main process may own the store, which ends with it
-    distributed.destroy_process_group()
+    with suppress(RuntimeError):  # another process was interrupted here, after the last of the work
+        processes.barrier()  # the main process may own the store, which ends with it
+        distributed.destroy_process_group()
 
 
 def split_by_node(local_ranks: Sequence[int]) -> list[list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+from torch import distributed
 
 from harness.cli.main import main
 from harness.distributed import launch, processes, setup
@@ -84,6 +85,28 @@ def test_collectives_of_a_single_process_return_at_once():
     with setup.init_processes(1) as group, group.main_first():
         assert group is processes.SINGLE_PROCESS
         group.barrier()
+
+
+def test_a_process_whose_partner_is_interrupted_after_the_work_ends_without_an_error(monkeypatch):
+    class Watcher:
+        def __init__(self, store, group):
+            pass
+
+        start = stop = lambda self: None
+
+    def lose_connection(group):
+        raise RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:10980")
+
+    for name, value in {**TWO, "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(setup, "_connect_store", distributed.HashStore)
+    monkeypatch.setattr(setup, "_init_process_groups", lambda store, group: None)
+    monkeypatch.setattr(setup, "FailureWatcher", Watcher)
+    monkeypatch.setattr(processes.Processes, "barrier", lose_connection)
+    done = []
+    with setup.init_processes(2) as group:
+        done.append(group.rank)
+    assert done == [1]
 
 
 @pytest.mark.parametrize("port", ["occupied", "70000000", "none"])
