@@ -98,7 +98,11 @@ def missing_runs(experiment: Path | None, arms: Mapping[str, Any]) -> list[str]:
 
 
 def run_arms(
-    folder: Path, spec: Mapping[str, Any] | Path, changes: Mapping[str, Any], selected: Sequence[str] | None = None
+    folder: Path,
+    spec: Mapping[str, Any] | Path,
+    changes: Mapping[str, Any],
+    selected: Sequence[str] | None = None,
+    on: str | None = None,
 ) -> dict[str, Any] | None:
     """Run an experiment, or what is left of it.
 
@@ -107,6 +111,7 @@ def run_arms(
         spec: The spec, or its file.
         changes: Changes of the spec, with its `name` and `arms`; its `output` is the folder of that name.
         selected: The runs to do in this call; None for all.
+        on: Where they run side by side, as for `harness.run_experiment`; None: one after the other.
 
     Returns:
         `arms.json`; None if runs are missing.
@@ -117,11 +122,11 @@ def run_arms(
         overrides = {**changes, "output": str(folder / changes["name"])}
         experiment = Path(
             harness.run_experiment(
-                str(spec) if isinstance(spec, Path) else dict(spec), overrides, arms=todo, quiet=True
+                str(spec) if isinstance(spec, Path) else dict(spec), overrides, arms=todo, on=on, quiet=True
             ).folder
         )
     elif experiment is not None and (todo or not (experiment / "arms.json").is_file()):
-        harness.resume(experiment, arms=todo, quiet=True)
+        harness.resume(experiment, arms=todo, on=on, quiet=True)
     if experiment is None or missing_runs(experiment, changes["arms"]):
         return None
     return dict(harness.load_experiment(experiment).report)

@@ -3,11 +3,14 @@
     python benchmarks/study.py --cost                            # tokens of every part; trains nothing
     python benchmarks/study.py [--folder runs/study]             # everything that is missing
     python benchmarks/study.py --pair lists --arms naive,ewc --seeds 0,1       # a piece of it
+    OMP_NUM_THREADS=1 python benchmarks/study.py --on ray        # a run for each CPU core (docs/forgetting.md)
     python benchmarks/study.py --quick --pair lists              # a few steps: shows that it runs, no result
     python benchmarks/study.py --table docs/evidence.json
 
 `specs/study/` has one spec for each pair, with all methods as arms. `docs/evidence.md` has the protocol, and the order
 that was expected before any run. A study that was interrupted is continued by the same command, and so are its pieces.
+A finished pair replaces its result in the output file. The results of other pairs stay there, so that pairs can run on
+different machines.
 
 A pair has two experiments. In the first, each value of `TRIES` is an arm, with a seed of its own, evaluated on the
 held-out rows of the training files. `method_study.choose_values` chooses a value of each method. The second begins when
@@ -18,12 +21,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from method_study import Method, choice_arms, choose_values, format_tables, run_arms, summarize_arms
+import torch
+import transformers
+from method_study import Method, choice_arms, choose_values, find_run, format_tables, run_arms, summarize_arms
 
 SPECS = Path(__file__).resolve().parent.parent / "specs" / "study"
 PAIRS = ("lists", "help_desk_lists", "chinese_tasks")
@@ -50,17 +56,19 @@ TRIES: dict[str, tuple[str, tuple[float, float]]] = {
 
 @dataclass(frozen=True)
 class Scope:
-    """What a call runs.
+    """What a call runs, and where.
 
     Attributes:
         arms: Arms of the specs; empty for all.
         seeds: Seeds of the second experiment; None for all.
         changes: Changes of every spec, dotted key -> value.
+        on: Where arms run side by side, as for `harness.run_experiment`; None: one after the other.
     """
 
     arms: tuple[str, ...] = ()
     seeds: tuple[int, ...] | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
+    on: str | None = None
 
 
 def load_pair(pair: str) -> dict[str, Any]:
@@ -122,6 +130,7 @@ def choice_changes(spec: Mapping[str, Any]) -> dict[str, Any]:
         "name": f"{spec['name']}-choice",
         "seed": CHOICE_SEED,
         "evaluate": suites,
+        "checks": {"contamination": {"drop": True}},  # of the validation rows, which are rows of the training file
         "train": {key: value for key, value in spec["train"].items() if not key.startswith("evaluate_")},
         "arms": {"named": named, "baseline": "naive", **axes},
     }
@@ -145,19 +154,21 @@ def run_pair(folder: Path, pair: str, scope: Scope, *, quick: bool = False) -> d
     arms = scope.arms or tuple(spec["arms"]["named"])
     methods = methods_of(spec)
     tries = ["naive", *(f"{name}-{value:g}" for name in arms if name in methods for value in methods[name].values)]
-    report = run_arms(folder, located, {**scope.changes, **choice_changes(spec)}, tries)
+    report = run_arms(folder, located, {**scope.changes, **choice_changes(spec)}, tries, scope.on)
     if report is None:
         print(f"{pair}: the values are not chosen yet: run the other arms too")
         return None
     choices = choose_values(report, methods)
     changes = {**scope.changes, **result_changes(spec, choices)}
     seeds = range(spec["arms"]["seeds"]) if scope.seeds is None else scope.seeds
-    report = run_arms(folder, located, changes, [f"{name},seed={seed}" for name in arms for seed in seeds])
+    selected = [f"{name},seed={seed}" for name in arms for seed in seeds]
+    report = run_arms(folder, located, changes, selected, scope.on)
     if report is None:
         print(f"{pair}: some arms or seeds are missing")
         return None
     equal_gain = report["equal_gain"] or {"gain": None, "limited_by": None}
     return {
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "seeds": spec["arms"]["seeds"],
         "choices": choices,
         "equal_gain": equal_gain["gain"],
@@ -212,6 +223,7 @@ def cost_of_pair(pair: str, changes: Mapping[str, Any] = NO_CHANGES) -> dict[str
 def cost_of_run(file: Path, overrides: Mapping[str, Any]) -> dict[str, int]:
     """Return the trained, evaluated and written tokens of one run, see `cost_of_pair`."""
     from harness.cli import planned_spec
+    from harness.model.cached_tokenizer import load_light_tokenizer
     from harness.runner.prepare import prepare_run
     from harness.runner.rows_to_write import list_rows_to_write
     from harness.spec.arms import format_overrides
@@ -219,7 +231,7 @@ def cost_of_run(file: Path, overrides: Mapping[str, Any]) -> dict[str, int]:
 
     arguments = argparse.Namespace(spec=str(file), overrides=list(format_overrides(overrides)))
     loaded, registry, plan = planned_spec.load_spec_and_plan(arguments)
-    prepared = prepare_run(loaded, registry, plan=plan, loads_model=False)
+    prepared = prepare_run(loaded, registry, plan=plan, load_light=load_light_tokenizer)
     suites = {
         name: sum(len(row.input_ids) for row in suite.rows) for name, suite in prepared.data.tokenized_suites.items()
     }
@@ -263,7 +275,34 @@ def _format_tokens(cost: Mapping[str, int], key: str) -> str:
     return f"{cost[key] / 1e6:.1f} million"
 
 
-# -- command -----------------------------------------------------------------------------------------------------------
+# -- result ------------------------------------------------------------------------------------------------------------
+
+
+def store_results(output: Path, results: Mapping[str, Any]) -> None:
+    """Write the results of finished pairs; those of other pairs stay in the file.
+
+    Args:
+        output: The file of the result.
+        results: Pair -> its result.
+    """
+    stored = json.loads(output.read_text(encoding="utf-8"))["pairs"] if output.is_file() else {}
+    merged = {**stored, **results}
+    pairs = {pair: merged[pair] for pair in PAIRS if pair in merged}
+    document = {"command": "python benchmarks/study.py", "pairs": pairs}
+    output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def copy_plot(folder: Path, pair: str, plots: Path) -> None:
+    """Copy the plot of gain and forgetting of a finished pair.
+
+    Args:
+        folder: The folder of the study.
+        pair: The pair.
+        plots: The folder of the plots of the page.
+    """
+    experiment = find_run(folder, load_pair(pair)["name"])
+    assert experiment is not None
+    shutil.copyfile(experiment / "plots" / "gain-forgetting.svg", plots / f"evidence_{pair}.svg")
 
 
 def format_result(result: Mapping[str, Any]) -> str:
@@ -271,14 +310,19 @@ def format_result(result: Mapping[str, Any]) -> str:
     return "\n".join(f"### {pair}\n\n{format_tables(values)}" for pair, values in result["pairs"].items())
 
 
+# -- command -----------------------------------------------------------------------------------------------------------
+
+
 def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the arguments of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/study"), help="folder of the runs")
     parser.add_argument("--output", type=Path, default=Path("docs/evidence.json"), help="file of the result")
+    parser.add_argument("--plots", type=Path, default=Path("docs/images"), help="folder of the plots of the result")
     parser.add_argument("--pair", action="append", choices=PAIRS, dest="pairs", help="run this pair only; repeatable")
     parser.add_argument("--arms", default="", help="arms to run, separated by commas; all if left out")
     parser.add_argument("--seeds", help="seeds to run, separated by commas; all if left out")
+    parser.add_argument("--on", help="run arms side by side: ray, or ray://HOST:PORT; one after the other if left out")
     parser.add_argument(
         "--quick", action="store_true", help="a few steps and one seed of the named arms, in FOLDER/quick; no result"
     )
@@ -305,12 +349,13 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     quick = Path("quick", "-".join(given.arms) or "all") if given.quick else Path()
     folder = (given.folder / quick).resolve()
-    scope = Scope(given.arms, given.seeds)
+    scope = Scope(given.arms, given.seeds, on=given.on)
     results = {pair: run_pair(folder, pair, scope, quick=given.quick) for pair in given.pairs}
     finished = {pair: values for pair, values in results.items() if values is not None}
     if finished and not given.quick:
-        command = "python benchmarks/study.py"
-        given.output.write_text(json.dumps({"command": command, "pairs": finished}, indent=1) + "\n", encoding="utf-8")
+        store_results(given.output, finished)
+        for pair in finished:
+            copy_plot(folder, pair, given.plots)
     print(format_result({"pairs": finished}), end="")
 
 

@@ -35,7 +35,7 @@ def main(arguments: argparse.Namespace) -> int:
     spec, registry, _ = planned_spec.load_spec_and_plan(arguments)
     arms = planned_spec.validate_arms(arguments, spec, registry)
     planned_spec.note_arms_ignored(spec)
-    from harness.runner import data_check
+    from harness.runner import data_check, prepare_arms
     from harness.terminal.check_table import format_check
     from harness.terminal.console import Console
 
@@ -43,9 +43,7 @@ def main(arguments: argparse.Namespace) -> int:
         registry.manager.register(console, name="console")
         result = data_check.run_data_checks(spec, registry)
         if arms:
-            from harness.runner import api  # imports what trains
-
-            api.check_arms(arms, registry)
+            prepare_arms.check_arms(arms, registry)
     if arguments.json:
         print_json(result)
     else:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+_MOST_LIKELY = 1000
+"""Tokens that are sorted first: a sort of all tokens takes as long as a step of a small model."""
+
 TokenSampler = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 """Takes logits (B, V) and the key of each row, returns token ids (B,)."""
 
@@ -46,18 +49,36 @@ class TopPSampler:
 
     def __call__(self, logits: torch.Tensor, keys: Sequence[int]) -> torch.Tensor:
         """Return one sampled token per row, (B,)."""
-        probabilities, tokens = (
-            (logits.double() / self._temperature).softmax(-1).sort(stable=True, dim=-1, descending=True)
-        )  # (B, V) each
-        cumulative = probabilities.cumsum(-1)  # (B, V)
+        probabilities, tokens = self._candidates((logits.double() / self._temperature).softmax(-1))  # (B, K) each
+        cumulative = probabilities.cumsum(-1)  # (B, K)
         # A token is in the nucleus if the tokens before it have less than top_p: the most likely one always is.
-        nucleus = (cumulative - probabilities) < self._top_p  # (B, V)
+        nucleus = (cumulative - probabilities) < self._top_p  # (B, K)
         nucleus_mass = (probabilities * nucleus).sum(-1, keepdim=True)  # (B, 1)
         uniform = [torch.rand((), generator=self._generator(key), dtype=torch.float64) for key in keys]
         threshold = torch.stack(uniform).to(logits.device)[:, None] * nucleus_mass  # (B, 1)
-        rank = torch.searchsorted(cumulative, threshold, right=True).clamp(max=logits.shape[-1] - 1)
+        rank = torch.searchsorted(cumulative, threshold, right=True).clamp(max=tokens.shape[-1] - 1)
         last_rank = nucleus.sum(-1, keepdim=True) - 1  # rounding must not select a token outside the nucleus
         return tokens.gather(-1, torch.minimum(rank, last_rank).clamp(min=0))[:, 0]  # NaN: no nucleus
+
+    def _candidates(self, probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the probabilities and the tokens to sample from, (B, K) each.
+
+        They are all tokens in the order of their ids if none is excluded, which needs no sort. Else they are the most
+        likely tokens, the most likely first and equally likely ones by id: few of them if these have `top_p` in every
+        row without those as likely as the last one, which may be some of many; else all.
+
+        Args:
+            probabilities: Of all tokens, (B, V).
+        """
+        if self._top_p >= 1:
+            return probabilities, torch.arange(probabilities.shape[-1], device=probabilities.device).expand_as(
+                probabilities
+            )
+        tokens = probabilities.topk(min(_MOST_LIKELY, probabilities.shape[-1])).indices.sort(-1).values  # (B, K)
+        top, order = probabilities.gather(-1, tokens).sort(stable=True, dim=-1, descending=True)
+        if ((top * (top > top[:, -1:])).sum(-1) >= self._top_p).all():  # false for NaN
+            return top, tokens.gather(-1, order)
+        return probabilities.sort(stable=True, dim=-1, descending=True)
 
     def forget(self, key: int) -> None:
         """Free the generator of a row that has ended."""

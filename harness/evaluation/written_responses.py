@@ -55,7 +55,7 @@ class PromptRowsOfModel(PromptRows):
         max_new_tokens: int,
         temperature: float,
         top_p: float = 1.0,
-        batch_size: int = 8,
+        batch_size: int = 32,
         seed: int,
     ) -> Iterator[WrittenResponse]:
         """Yield the model's response to each row; see `PromptRows.write_responses`."""
@@ -78,7 +78,7 @@ class PromptRowsOfModel(PromptRows):
         max_new_tokens: int,
         temperature: float,
         top_p: float = 1.0,
-        batch_size: int = 8,
+        batch_size: int = 32,
         seed: int,
     ) -> Iterator[WrittenPrompt]:
         """Yield prompts that the model writes; see `PromptRows.write_prompts`."""

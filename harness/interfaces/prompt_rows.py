@@ -35,7 +35,7 @@ class PromptRows(ABC):
         max_new_tokens: int,
         temperature: float,
         top_p: float = 1.0,
-        batch_size: int = 8,
+        batch_size: int = 32,
         seed: int,
     ) -> Iterator[WrittenResponse]:
         """Let a model answer the prompt of each row, in the template of training.
@@ -63,7 +63,7 @@ class PromptRows(ABC):
         max_new_tokens: int,
         temperature: float,
         top_p: float = 1.0,
-        batch_size: int = 8,
+        batch_size: int = 32,
         seed: int,
     ) -> Iterator[WrittenPrompt]:
         """Let a model write what users would ask it, in the template of training (Magpie, arXiv:2406.08464).

@@ -53,6 +53,21 @@ def load_light_tokenizer(location: ModelLocation, settings: Mapping[str, Any]) -
     return tokenizer
 
 
+class SharedLightTokenizers:
+    """Loads the tokenizers of several runs; those with the same model get the same object, which must only be read."""
+
+    def __init__(self) -> None:
+        """Start without a tokenizer."""
+        self._tokenizers: dict[str, Any] = {}
+
+    def __call__(self, location: ModelLocation, settings: Mapping[str, Any]) -> Any:
+        """Return what `load_light_tokenizer` returned for the same arguments before, else call it."""
+        key = repr((location, sorted(settings.items())))
+        if key not in self._tokenizers:
+            self._tokenizers[key] = load_light_tokenizer(location, settings)
+        return self._tokenizers[key]
+
+
 def save_snapshot_without_torch(location: ModelLocation, settings: Mapping[str, Any], file: Path) -> None:
     """Save the snapshot of a model's tokenizer. If that fails there is none, and the caller loads the tokenizer.
 

@@ -110,7 +110,7 @@ def run_experiment(
     arm_specs = [(arm, _load_arm_spec(arm, load_spec)) for arm in arms.select_arms(all_arms, arm_names)]
     with nullcontext() if on is None else ray_cluster(on) as cluster:  # before the work that is lost without it
         if path is None:
-            arm_runs = list(arms_runner.prepare_arms(arm_specs, registry, processes, keep_data=cluster is None))
+            arm_runs = list(arms_runner.prepare_arm_runs(arm_specs, registry, processes, keep_data=cluster is None))
             folder = RunFolder.create(spec.document["output"], spec.document["name"])
             folder.write_json("spec.json", spec.document)
         else:
@@ -120,23 +120,6 @@ def run_experiment(
             arm_runs = plan_arms(arm_specs, registry)
         with folder.locked(), _resume_note(folder, processes):
             return arms_runner.run_arms(spec, arm_runs, registry, folder, processes=processes, cluster=cluster)
-
-
-def check_arms(
-    arm_specs: Sequence[tuple[Arm, Spec]], registry: Registry, processes: Processes = SINGLE_PROCESS
-) -> None:
-    """Prepare and check the data of every arm, and keep nothing.
-
-    Args:
-        arm_specs: The arms with their specs.
-        registry: The components and listeners.
-        processes: The processes that will train: a step takes rows for each of them.
-
-    Raises:
-        HarnessError: If an arm is invalid; the error names the arm.
-    """
-    for _ in arms_runner.prepare_arms(arm_specs, registry, processes):
-        pass
 
 
 @contextmanager

@@ -10,7 +10,6 @@ what is expensive:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from harness.distributed.processes import SINGLE_PROCESS, Processes
 from harness.errors import RunError
-from harness.events import ArmPrepared, ArmPreparing, ArmsFinished, ArmsPrepared, ArmStarted, WarningRaised
+from harness.events import ArmsFinished, ArmStarted, WarningRaised
 from harness.model.bfloat16_speed import bfloat16_recommendation
 from harness.registry import Registry
 from harness.report import finished_run
@@ -29,7 +28,8 @@ from harness.runner.arm_run import ArmContext, ArmRun, arm_metadata, emit_arm_en
 from harness.runner.error_file import error_file, write_error
 from harness.runner.folder import RunFolder
 from harness.runner.parallel_arms import Cluster, run_side_by_side
-from harness.runner.prepare import prepare_checked_run, write_report_page
+from harness.runner.prepare import write_report_page
+from harness.runner.prepare_arms import prepare_arms
 from harness.runner.shared_stages import delete_snapshots, find_shared_stages
 from harness.runner.trackers import mlflow_settings
 from harness.runner.tracking_session import emit_tracking_start
@@ -45,7 +45,7 @@ MAX_PREPARED_ARMS = 8
 tokenizer and the conversations of its sources."""
 
 
-def prepare_arms(
+def prepare_arm_runs(
     arm_specs: Sequence[tuple[Arm, Spec]],
     registry: Registry,
     processes: Processes = SINGLE_PROCESS,
@@ -66,27 +66,11 @@ def prepare_arms(
     Raises:
         HarnessError: If an arm is invalid; the error names the arm.
     """
-    for number, (arm, arm_spec) in enumerate(arm_specs, start=1):
-        registry.emit(ArmPreparing(arm=arm.name, number=number, of=len(arm_specs), method=arm.method))
-        started_at = time.monotonic()
-        with arms_of.arm_error_context(arm):
-            prepared = prepare_checked_run(arm_spec, registry, processes=processes)
-        counts = prepared.data.counts.values()
-        registry.emit(
-            ArmPrepared(
-                arm=arm.name,
-                number=number,
-                of=len(arm_specs),
-                used=sum(count.get("used", 0) for count in counts),
-                evaluated=sum(count.get("evaluated", 0) for count in counts),
-                seconds=time.monotonic() - started_at,
-            )
-        )
+    for number, (arm, arm_spec, prepared) in enumerate(prepare_arms(arm_specs, registry, processes), start=1):
         # All arms write their invalid rows to the same file, so such an arm is prepared again just before it runs.
         has_invalid_rows = any(source.corpus.invalid_rows_file for source in prepared.data.sources.values())
         keeps_this = keep_data and number <= MAX_PREPARED_ARMS and not has_invalid_rows
         yield ArmRun(arm, arm_spec, prepared.plan, prepared if keeps_this else None, is_checked=True)
-    registry.emit(ArmsPrepared())
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from harness.data.checks.plugin_checks import RowCheckResult
 from harness.data.reading.unread_keys import remedy_for_key
 from harness.data.tokenization.fingerprints import template_fingerprint
 from harness.errors import HarnessError, RunError
+from harness.model.cached_tokenizer import load_light_tokenizer
 from harness.registry import Registry
 from harness.runner import bounded_plan, prepare
 from harness.runner.rows_to_write import RowsToWrite, list_rows_to_write
@@ -56,7 +57,7 @@ def run_data_checks(spec: Spec, registry: Registry) -> dict[str, Any]:
         "warnings": list(run_plan.warnings),
     }
     try:
-        prepared = prepare.prepare_run(spec, registry, plan=run_plan, loads_model=False)
+        prepared = prepare.prepare_run(spec, registry, plan=run_plan, load_light=load_light_tokenizer)
     except RunError:
         raise
     except HarnessError as error:

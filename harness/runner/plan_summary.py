@@ -12,6 +12,7 @@ from harness.data.mixing import stage_layout
 from harness.data.reading import corpus
 from harness.data.reading.row_formats import with_row_format
 from harness.model.bfloat16_speed import bfloat16_recommendation
+from harness.model.cached_tokenizer import load_light_tokenizer
 from harness.registry import Registry
 from harness.runner import bounded_plan, prepare
 from harness.runner.device_table import find_device
@@ -50,7 +51,7 @@ def summarize_plan(spec: Spec, registry: Registry, device: str | None = None, pr
         "mitigations": list(run_plan.mitigations),
     }
     try:
-        prepared = prepare.prepare_run(spec, registry, plan=run_plan, loads_model=False)
+        prepared = prepare.prepare_run(spec, registry, plan=run_plan, load_light=load_light_tokenizer)
     except prepare.ModelUnreachable as error:
         return {**summary, **_summarize_without_tokens(run_plan, registry, str(error))}
     summary["model"]["digest"] = prepared.location.digest

@@ -26,7 +26,6 @@ from harness.interfaces.metric import Metric
 from harness.interfaces.template import Template
 from harness.model import locate, model_config
 from harness.model.added_tokens import replaced_pad_token
-from harness.model.cached_tokenizer import load_light_tokenizer
 from harness.model.tokenizer import load_tokenizer
 from harness.model.unpadded_rows import longest_unpadded_row
 from harness.registry import RESERVED_NAMES, Registry
@@ -40,6 +39,9 @@ from harness.spec_keys.data import NEAR_DUPLICATES_KEYS
 from harness.types import Plan, Progress
 from harness.utils import stop_signals
 from harness.utils.shell_commands import harness_command
+
+TokenizerLoader = Callable[[locate.ModelLocation, Mapping[str, Any]], Any]
+"""Returns the tokenizer of a model, for the spec's `model`."""
 
 
 class ModelUnreachable(HarnessError):
@@ -90,7 +92,7 @@ def prepare_run(
     *,
     plan: Plan | None = None,
     use_shares: bool = True,
-    loads_model: bool = True,
+    load_light: TokenizerLoader | None = None,
     processes: Processes = SINGLE_PROCESS,
     invalid_rows_folder: Path | None = None,
 ) -> PreparedRun:
@@ -104,7 +106,8 @@ def prepare_run(
         plan: The plan of the spec, if it is built already.
         use_shares: False ignores the mixture shares, so that rows can be shown whose mixture is not reachable. For
             commands that train nothing.
-        loads_model: False for a command that loads no model: its tokenizer may then be a `LightTokenizer`.
+        load_light: Loads the tokenizer of a command that loads no model, as `load_light_tokenizer` does; None if the
+            command loads the model.
         processes: The processes that share the training.
         invalid_rows_folder: The folder of the files `<source>.jsonl`; None: `<output>/<name>-rejected`.
 
@@ -120,9 +123,9 @@ def prepare_run(
     raise_all(preflight.unavailable_metric_errors(spec, metrics))
     raise_all(preflight.unavailable_optimizer_errors(spec, plan, registry))
     raise_all(plugin_checks.unavailable_check_errors(create_checks(spec, registry)))
-    if loads_model:
+    if load_light is None:
         raise_all(unavailable_tracker_errors(spec, registry))
-    location, tokenizer = _load_tokenizer(spec, plan, progress, load_tokenizer if loads_model else load_light_tokenizer)
+    location, tokenizer = _load_tokenizer(spec, plan, progress, load_light or load_tokenizer)
     config = model_config.load_located_config(location)
     if pad_warning := replaced_pad_token(tokenizer, (location.base or location).added):
         plan = replace(plan, warnings=(*plan.warnings, pad_warning))
@@ -191,6 +194,7 @@ def prepare_checked_run(
     registry: Registry,
     *,
     plan: Plan | None = None,
+    load_light: TokenizerLoader | None = None,
     processes: Processes = SINGLE_PROCESS,
     invalid_rows_folder: Path | None = None,
 ) -> PreparedRun:
@@ -200,6 +204,7 @@ def prepare_checked_run(
         spec: The spec, without arms.
         registry: The components.
         plan: The plan of the spec, if it is built already.
+        load_light: As for `prepare_run`.
         processes: The processes that share the training.
         invalid_rows_folder: As for `prepare_run`.
 
@@ -207,7 +212,14 @@ def prepare_checked_run(
         HarnessError: As `prepare_run`, and if a data check fails.
     """
     started_at = time.monotonic()
-    prepared = prepare_run(spec, registry, plan=plan, processes=processes, invalid_rows_folder=invalid_rows_folder)
+    prepared = prepare_run(
+        spec,
+        registry,
+        plan=plan,
+        load_light=load_light,
+        processes=processes,
+        invalid_rows_folder=invalid_rows_folder,
+    )
     findings = analyze_prepared_data(spec, prepared, registry)
     with locate_errors(spec):
         raise_all(findings.failures)
@@ -279,7 +291,7 @@ def _require_precision(precision: str) -> None:
 
 
 def _load_tokenizer(
-    spec: Spec, plan: Plan, progress: Progress, load: Callable[[locate.ModelLocation, Mapping[str, Any]], Any]
+    spec: Spec, plan: Plan, progress: Progress, load: TokenizerLoader
 ) -> tuple[locate.ModelLocation, Any]:
     """Locate the model and load its tokenizer. An error names the key of the spec."""
     error_class: type[HarnessError] = HarnessError

@@ -17,6 +17,7 @@ from harness.data.tokenization.rendering import Rendering
 from harness.data.tokenization.special_tokens import special_token_guard, tokenize_with_offsets
 from harness.errors import HarnessError
 from harness.interfaces.template import Template
+from harness.model.cached_tokenizer import load_light_tokenizer
 from harness.registry import Registry
 from harness.runner import prepare
 from harness.spec.spec import Spec
@@ -45,7 +46,7 @@ def preview_rows(spec: Spec, registry: Registry, source: str | None, rows: int, 
     Raises:
         HarnessError: If no trained source has this name.
     """
-    prepared = prepare.prepare_run(spec, registry, use_shares=False, loads_model=False)
+    prepared = prepare.prepare_run(spec, registry, use_shares=False, load_light=load_light_tokenizer)
     names = list(prepared.data.tokenized_rows)
     if source is not None and source not in names:
         raise HarnessError("--source", f"there is no trained source {source!r}", f"there are: {', '.join(names)}")

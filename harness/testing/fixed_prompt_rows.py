@@ -24,7 +24,7 @@ class FixedPromptRows(PromptRows):
         max_new_tokens: int,
         temperature: float,
         top_p: float = 1.0,
-        batch_size: int = 8,
+        batch_size: int = 32,
         seed: int,
     ) -> Iterator[WrittenResponse]:
         """Yield one response for each row."""
@@ -41,7 +41,7 @@ class FixedPromptRows(PromptRows):
         max_new_tokens: int,
         temperature: float,
         top_p: float = 1.0,
-        batch_size: int = 8,
+        batch_size: int = 32,
         seed: int,
     ) -> Iterator[WrittenPrompt]:
         """Yield prompts; the last one is cut."""

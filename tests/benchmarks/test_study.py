@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 
@@ -9,7 +10,10 @@ import pytest
 from support.benchmarks import load_benchmark
 from support.paths import ROOT
 
+from harness.cli import planned_spec
 from harness.cli.main import main
+from harness.runner.prepare import prepare_checked_run
+from harness.spec.arms import format_overrides
 from harness.testing.tiny_model import build_tiny_model
 
 method_study = load_benchmark("method_study")
@@ -91,6 +95,25 @@ def test_each_spec_can_be_planned(pair, tiny):
     assert cost["trained"] > steps * 4 * 10
     assert cost["evaluated"] > 0
     assert cost["written"] == 0
+
+
+@pytest.mark.parametrize("pair", study.PAIRS)
+def test_the_rows_of_both_experiments_pass_the_checks(pair, tiny):
+    choices = {name: {"value": method.values[0]} for name, method in study.methods_of(PAIRS[pair]).items()}
+    for changes in (study.choice_changes(PAIRS[pair]), study.result_changes(PAIRS[pair], choices)):
+        overrides = format_overrides({**tiny, **changes, "arms": None})
+        arguments = argparse.Namespace(spec=str(study.SPECS / f"{pair}.json"), overrides=list(overrides))
+        spec, registry, plan = planned_spec.load_spec_and_plan(arguments)
+        suites = prepare_checked_run(spec, registry, plan=plan).data.tokenized_suites
+        assert all(len(suite.rows) >= 40 for suite in suites.values())
+
+
+def test_a_result_keeps_those_of_other_pairs(tmp_path):
+    file = tmp_path / "evidence.json"
+    for pair, seeds in (("chinese_tasks", 1), ("lists", 2), ("chinese_tasks", 3)):
+        study.store_results(file, {pair: {"seeds": seeds}})
+    pairs = json.loads(file.read_text("utf-8"))["pairs"]
+    assert list(pairs.items()) == [("lists", {"seeds": 2}), ("chinese_tasks", {"seeds": 3})]
 
 
 @pytest.mark.slow

@@ -41,6 +41,44 @@ def test_sample_of_a_row_does_not_depend_on_the_batch():
     assert greedy(rows, [1, 2, 3]).tolist() == rows.argmax(-1).tolist()
 
 
+def rank_of_all_tokens(logits, uniform, top_p):
+    """Return the sample of each row by its definition: all tokens sorted, the most likely first, ties by id."""
+    sampled = []
+    for row, draw in zip(logits.double().softmax(-1).tolist(), uniform, strict=True):
+        order = sorted(range(len(row)), key=lambda token: (-row[token], token))
+        mass, nucleus = 0.0, []
+        for token in order:
+            if mass >= top_p:
+                break
+            mass += row[token]
+            nucleus.append(token)
+        target, cumulative = draw * mass, 0.0
+        for token in nucleus:
+            cumulative += row[token]
+            if cumulative > target:
+                break
+        sampled.append(token)
+    return sampled
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.99])
+@pytest.mark.parametrize("kind", ["peaked", "flat", "ties", "equal"])
+def test_a_nucleus_of_few_tokens_is_sampled_as_if_all_tokens_were_sorted(kind, top_p):
+    logits = torch.randn(6, 3000, generator=torch.Generator().manual_seed(1))
+    logits = {"peaked": logits * 6, "flat": logits * 0.1, "ties": (logits * 2).round(), "equal": logits * 0}[kind]
+    seeds = {key: key for key in range(6)}
+    draw = TopPSampler(1.0, top_p, seeds)
+    uniform = [torch.rand((), generator=torch.Generator().manual_seed(key), dtype=torch.float64) for key in range(6)]
+    assert draw(logits, list(range(6))).tolist() == rank_of_all_tokens(logits, map(float, uniform), top_p)
+
+
+def test_without_a_nucleus_every_token_can_be_sampled_and_no_impossible_one():
+    logits = torch.full((64, 3000), -torch.inf)
+    logits[:, [7, 2998]] = 0.0
+    draw = TopPSampler(1.0, 1.0, {key: key for key in range(64)})
+    assert set(draw(logits, list(range(64))).tolist()) == {7, 2998}
+
+
 @pytest.fixture
 def sample_answers(kit, tokenizer, tiny_model):
     rows = [kit.example(said, "r") for said in ("yes", "a much longer question", "no")]

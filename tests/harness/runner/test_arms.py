@@ -12,7 +12,7 @@ from harness import registry
 from harness.distributed.processes import Processes
 from harness.errors import HarnessError, RunError
 from harness.report import finished_run
-from harness.runner import api, arm_run, resume
+from harness.runner import arm_run, prepare_arms, resume
 from harness.runner.folder import RunFolder
 from harness.spec import arms as arms_of
 from harness.spec import schema
@@ -430,6 +430,6 @@ def test_arms_are_checked_for_the_number_of_processes(desk):
     )
     (arm,) = arms_of.expand_arms(loaded.document["arms"], loaded.where(("arms",)))
     specs = [(arm, spec_module.load_spec(desk.write(document), schema.compose_schema(found)))]
-    api.check_arms(specs, found, Processes(0, 2))
+    prepare_arms.check_arms(specs, found, Processes(0, 2))
     with pytest.raises(HarnessError, match="arm 'one': "):
-        api.check_arms(specs, found)
+        prepare_arms.check_arms(specs, found)
