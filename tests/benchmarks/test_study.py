@@ -75,9 +75,23 @@ def test_the_choice_is_evaluated_on_rows_of_which_the_result_has_none(pair):
     assert choice["seed"] >= spec["arms"]["seeds"]
 
 
-def test_the_page_says_that_the_study_has_not_been_run_and_what_it_costs():
-    assert "has not been run at full size" in PAGE
-    assert not (ROOT / "docs" / "evidence.json").exists()
+RESULT = ROOT / "docs" / "evidence.json"
+FINISHED = json.loads(RESULT.read_text(encoding="utf-8"))["pairs"] if RESULT.is_file() else {}
+
+
+@pytest.mark.parametrize("pair", study.PAIRS)
+def test_the_page_has_the_tables_of_a_pair_that_has_run_and_says_which_has_not(pair):
+    assert f"(images/evidence_{pair}.svg)" in PAGE or pair not in FINISHED
+    assert (f"| {pair} | not run |" in PAGE) == (pair not in FINISHED)
+    if pair in FINISHED:
+        tables = method_study.format_tables(FINISHED[pair]).strip()
+        assert all(table in PAGE for table in tables.split("\n\n"))
+        unfinished = set(PAIRS[pair]["arms"]["named"]) - {arm["arm"] for arm in FINISHED[pair]["arms"]}
+        assert all(f"`{arm}` was not finished" in PAGE for arm in unfinished)
+        assert FINISHED[pair]["choices"].keys() == study.methods_of(PAIRS[pair]).keys()
+
+
+def test_the_page_says_what_the_study_costs():
     costs = {pair: dict.fromkeys(("runs", "trained", "evaluated", "written"), 1) for pair in study.PAIRS}
     header = study.format_cost(costs).splitlines()[0]
     assert header in PAGE
