@@ -97,6 +97,11 @@ def missing_runs(experiment: Path | None, arms: Mapping[str, Any]) -> list[str]:
     return [name for name in names if experiment is None or not (experiment / "arms" / name / "report.json").is_file()]
 
 
+def compares_all_arms(experiment: Path) -> bool:
+    """Return whether `arms.json` was written when all arms of the experiment were finished."""
+    return (experiment / "arms.json").is_file() and not harness.load_experiment(experiment).report["missing"]
+
+
 def run_arms(
     folder: Path,
     spec: Mapping[str, Any] | Path,
@@ -125,7 +130,7 @@ def run_arms(
                 str(spec) if isinstance(spec, Path) else dict(spec), overrides, arms=todo, on=on, quiet=True
             ).folder
         )
-    elif experiment is not None and (todo or not (experiment / "arms.json").is_file()):
+    elif experiment is not None and (todo or not compares_all_arms(experiment)):
         harness.resume(experiment, arms=todo, on=on, quiet=True)
     if experiment is None or missing_runs(experiment, changes["arms"]):
         return None
@@ -164,6 +169,7 @@ def format_tables(result: Mapping[str, Any]) -> str:
     lines = ["| method | hyper-parameter | tried: gain, forgotten | chosen |", "| --- | --- | --- | ---: |"]
     for name, choice in result["choices"].items():
         tries = "; ".join(f"{each['value']:g}: {each['gain']:.2f}, {each['forgotten']:.2f}" for each in choice["tries"])
+        tries = tries.replace("-", "−")
         lines.append(f"| {name} | `{choice['option']}` | {tries} | {choice['value']:g} |")
     header = "| arm | gain | forgotten | against the best control | at equal gain | against naive at equal gain |"
     lines += ["", header, "| --- " + "| ---: " * 5 + "|"]
