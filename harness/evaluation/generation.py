@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-_MOST_LIKELY = 1000
-"""Tokens that are sorted first: a sort of all tokens takes as long as a step of a small model."""
-
 TokenSampler = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 """Takes logits (B, V) and the key of each row, returns token ids (B,)."""
+
+NUCLEUS_TOKENS = 1000
+"""Tokens that are sorted first when a nucleus is sampled. On a CPU a sort of 50,000 tokens is slow."""
 
 
 def greedy(logits: torch.Tensor, keys: Sequence[int]) -> torch.Tensor:
@@ -63,18 +63,17 @@ class TopPSampler:
     def _candidates(self, probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the probabilities and the tokens to sample from, (B, K) each.
 
-        They are all tokens in the order of their ids if none is excluded, which needs no sort. Else they are the most
-        likely tokens, the most likely first and equally likely ones by id: few of them if these have `top_p` in every
-        row without those as likely as the last one, which may be some of many; else all.
+        With `top_p` of 1 all tokens are returned, by id: no sort is needed. Otherwise they are sorted by probability,
+        then by id. K is `NUCLEUS_TOKENS` if these contain the nucleus of every row. Else it is V. The tokens as likely
+        as the last of the K do not count, since more tokens may be as likely.
 
         Args:
             probabilities: Of all tokens, (B, V).
         """
         if self._top_p >= 1:
-            return probabilities, torch.arange(probabilities.shape[-1], device=probabilities.device).expand_as(
-                probabilities
-            )
-        tokens = probabilities.topk(min(_MOST_LIKELY, probabilities.shape[-1])).indices.sort(-1).values  # (B, K)
+            tokens = torch.arange(probabilities.shape[-1], device=probabilities.device)  # (V,)
+            return probabilities, tokens.expand_as(probabilities)
+        tokens = probabilities.topk(min(NUCLEUS_TOKENS, probabilities.shape[-1])).indices.sort(-1).values  # (B, K)
         top, order = probabilities.gather(-1, tokens).sort(stable=True, dim=-1, descending=True)
         if ((top * (top > top[:, -1:])).sum(-1) >= self._top_p).all():  # false for NaN
             return top, tokens.gather(-1, order)

@@ -58,7 +58,9 @@ def test_a_command_that_runs_no_model_imports_no_heavy_package(arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["runner.data_check", "runner.prepare", "terminal.row_preview"])
+@pytest.mark.parametrize(
+    "module", ["runner.data_check", "runner.prepare", "runner.prepare_arms", "terminal.row_preview"]
+)
 def test_what_checks_data_imports_neither_torch_nor_transformers(module):
     """The tokenizer is loaded with transformers' `AutoTokenizer`, which is imported when it is called."""
     _, names = imported_packages(f"import sys, harness.{module}\ncode = 0\n")

@@ -41,7 +41,7 @@ def test_sample_of_a_row_does_not_depend_on_the_batch():
     assert greedy(rows, [1, 2, 3]).tolist() == rows.argmax(-1).tolist()
 
 
-def rank_of_all_tokens(logits, uniform, top_p):
+def sample_by_definition(logits, uniform, top_p):
     """Return the sample of each row by its definition: all tokens sorted, the most likely first, ties by id."""
     sampled = []
     for row, draw in zip(logits.double().softmax(-1).tolist(), uniform, strict=True):
@@ -69,7 +69,7 @@ def test_a_nucleus_of_few_tokens_is_sampled_as_if_all_tokens_were_sorted(kind, t
     seeds = {key: key for key in range(6)}
     draw = TopPSampler(1.0, top_p, seeds)
     uniform = [torch.rand((), generator=torch.Generator().manual_seed(key), dtype=torch.float64) for key in range(6)]
-    assert draw(logits, list(range(6))).tolist() == rank_of_all_tokens(logits, map(float, uniform), top_p)
+    assert draw(logits, list(range(6))).tolist() == sample_by_definition(logits, map(float, uniform), top_p)
 
 
 def test_without_a_nucleus_every_token_can_be_sampled_and_no_impossible_one():
