@@ -22,8 +22,12 @@ from harness.statistics.intervals import Estimate
 from harness.utils.formatting import format_number
 
 PLOT_HEIGHT = 320.0
-LABEL_OFFSETS = ((9, 10), (9, -10), (-9, 10), (-9, -10), (0, 16), (0, -16), (9, 24), (9, -24), (-9, 24), (-9, -24))
+NEAR_OFFSETS = ((9, 10), (9, -10), (-9, 10), (-9, -10), (0, 16), (0, -16), (9, 24), (9, -24), (-9, 24), (-9, -24))
+FAR_OFFSETS = tuple((dx, dy) for dy in (40, -40, 56, -56, 72, -72) for dx in (24, -24, 48, -48))
+LABEL_OFFSETS = (*NEAR_OFFSETS, *FAR_OFFSETS)
 """Candidate positions of a label: offset of its nearest edge, or of its middle, from the point, in pixels."""
+MAX_AMBIGUITY = 60.0
+"""Largest cost of other marks near a label, in pixels: a line then connects the label and its own mark."""
 CHAR_WIDTH = 0.56
 """Mean width of a letter, as a fraction of the text size."""
 MARK_RADIUS = 6
@@ -128,7 +132,10 @@ def format_tooltip(estimate: Estimate) -> str:
 
 
 def _label_points(axes: Any, points: Sequence[ArmPoint]) -> None:
-    """Write each arm's name at the candidate position that covers least and is closest to its own point."""
+    """Write each arm's name at the candidate position that covers least and is closest to its own point.
+
+    A line connects a name and its point if another point is about as close.
+    """
     size = TEXT_SIZE - 0.5
     area = axes.get_window_extent().extents
     marks = [axes.transData.transform((point.forgotten.value, point.gain.value)) for point in points]
@@ -153,6 +160,15 @@ def _label_points(axes: Any, points: Sequence[ArmPoint]) -> None:
         best = boxes[costs.index(min(costs))]
         occupied.append(best)
         axes.annotate(label, best[:2], xycoords="figure pixels", fontsize=size, va="bottom", annotation_clip=False)
+        if any(_distance(best, other) < 2 * _distance(best, mark) for other in other_marks):
+            _connect(axes, best, mark)
+
+
+def _connect(axes: Any, box: Box, mark: Sequence[float]) -> None:
+    """Draw a thin line from the nearest point of a label to its mark."""
+    nearest = [min(max(mark[axis], box[axis]), box[axis + 2]) for axis in (0, 1)]
+    line = {"arrowstyle": "-", "color": PLACEHOLDER_COLORS["muted"], "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", mark, nearest, "figure pixels", "figure pixels", arrowprops=line, annotation_clip=False)
 
 
 def _error_bar_boxes(axes: Any, point: ArmPoint) -> Iterator[Box]:
@@ -180,9 +196,10 @@ def _outside_penalty(box: Box, area: Sequence[float]) -> float:
 
 def _ambiguity_penalty(box: Box, own_mark: Sequence[float], other_marks: Sequence[Sequence[float]]) -> float:
     """Return the distance of a label from its own mark, plus a penalty for each other mark that is nearly as close."""
+    own_distance = _distance(box, own_mark)
+    ambiguity = 8 * sum(max(0.0, 1.5 * own_distance - _distance(box, mark)) for mark in other_marks)
+    return own_distance + min(ambiguity, MAX_AMBIGUITY)
 
-    def distance(mark: Sequence[float]) -> float:
-        return math.hypot(max(box[0] - mark[0], 0.0, mark[0] - box[2]), max(box[1] - mark[1], 0.0, mark[1] - box[3]))
 
-    own_distance = distance(own_mark)
-    return own_distance + 8 * sum(max(0.0, 1.5 * own_distance - distance(mark)) for mark in other_marks)
+def _distance(box: Box, mark: Sequence[float]) -> float:
+    return math.hypot(max(box[0] - mark[0], 0.0, mark[0] - box[2]), max(box[1] - mark[1], 0.0, mark[1] - box[3]))

@@ -207,6 +207,16 @@ def test_arm_pointlabel_is_closest_to_its_own_point():
     assert num_labels == len(points)
 
 
+def test_a_line_connects_a_label_and_its_point_where_points_are_close():
+    def count_patches(places):
+        points = [point(f"arm-{i}", gain, forgotten, half=0.01) for i, (gain, forgotten) in enumerate(places)]
+        plot = gain_vs_forgetting.plot_gain_vs_forgetting(points, "a/b", "c/d", "arm-0", "gain-forgetting")
+        return plot.to_inline_svg().count("patch_")
+
+    apart, close = [(0.2, 0.1), (0.5, 0.5), (0.8, 0.9)], [(0.2, 0.1), (0.8, 0.89), (0.8, 0.9)]
+    assert count_patches(close) > count_patches(apart)
+
+
 def test_arm_pointwithout_interval_has_no_error_bar():
     points = [ArmPoint("one", Estimate(0.1, math.nan, math.nan, math.nan, 1), build_estimate(0.2), None, True)]
     plot = gain_vs_forgetting.plot_gain_vs_forgetting(points, "a/b", "c/d", "one", "gain-forgetting")
