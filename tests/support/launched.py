@@ -46,7 +46,7 @@ def start(
     shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": on_node, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     started = []
     for rank in range(processes):
-        ranks = {"RANK": rank, "LOCAL_RANK": rank % on_node, "GROUP_RANK": rank // on_node, "OMP_NUM_THREADS": 1}
+        ranks = {"RANK": rank, "LOCAL_RANK": rank % on_node, "GROUP_RANK": rank // on_node}
         variables = {**shared, **ranks, **(environment or {}), **(own[rank] if own else {})}
         started.append(
             subprocess.Popen(

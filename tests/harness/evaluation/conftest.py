@@ -16,8 +16,6 @@ from harness.interfaces.metric import Metric
 from harness.interfaces.template import Template
 from harness.types import Example, Item, Message, Span, Suite, no_progress
 
-torch.set_num_threads(1)
-
 
 class ChatMLTemplate(Template):
     """ChatML with the given stop strings."""

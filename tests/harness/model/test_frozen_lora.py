@@ -10,7 +10,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from harness.model import frozen_lora, save
 
-torch.set_num_threads(1)
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
 

@@ -22,7 +22,6 @@ from harness.model.load import (
 from harness.model.locate import ModelLocation, resolve_model
 from harness.model.tokenizer import load_error
 
-torch.set_num_threads(1)
 TOKENS = torch.tensor([[5, 6, 7, 8]])
 
 

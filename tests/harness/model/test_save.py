@@ -14,7 +14,6 @@ from harness.model.load import load_model
 from harness.model.locate import resolve_model
 from harness.model.save import adapter_disabled, base_model, save_model
 
-torch.set_num_threads(1)
 TOKENS = torch.tensor([[5, 6, 7, 8]])
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from support.event_recorder import EventRecorder
 
 from harness import registry
@@ -18,8 +17,6 @@ from harness.spec import schema, spec
 from harness.testing.tiny_model import build_tiny_model
 
 WORDS = ("amber", "basil", "clay", "dune", "ember", "fern", "grove", "hazel", "iris", "jade", "kelp", "lilac", "moss")
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module", autouse=True)

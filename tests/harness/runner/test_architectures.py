@@ -5,15 +5,12 @@ from __future__ import annotations
 import gc
 
 import pytest
-import torch
 from support.architectures import ARCHITECTURES
 from support.model_matrix import ADAPTER, RUNS, ModelWorkspace, check_run, check_saved_model, run_case
 from support.paths import ROOT
 
 from harness.errors import HarnessError
 from harness.model import quantization
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -25,9 +25,9 @@ LONG = {"steps": 150, "save_steps": None}
 
 
 def start(*words, **streams):
-    """Start a command in a process of its own, which computes with one thread as the tests do."""
+    """Start a command in a process of its own."""
     command = [sys.executable, "-m", "harness", "run", *map(str, words)]
-    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, **streams)
+    return subprocess.Popen(command, text=True, **streams)
 
 
 def run(*words):

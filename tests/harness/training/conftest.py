@@ -7,13 +7,10 @@ import gc
 import random
 
 import pytest
-import torch
 
 from harness.interfaces.mitigation import Mitigation
 from harness.training.train_stage import train_stage
 from harness.types import Stage, StageDataset, StageSource, TokenizedExample
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -101,7 +101,6 @@ def quantized(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     folder, batch_size, sharding = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     sharded = {"sharding": None if sharding == "none" else "fsdp2", "offload_shards": sharding == "offload"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0})), pad_token="<pad>")

@@ -26,7 +26,7 @@ def run(folder, processes, batch_size, sharding):
     common = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
     started = []
     for rank in range(processes):
-        own = {**common, "RANK": rank, "LOCAL_RANK": rank if processes > 1 else -1, "OMP_NUM_THREADS": 1}
+        own = {**common, "RANK": rank, "LOCAL_RANK": rank if processes > 1 else -1}
         environment = os.environ | {name: str(value) for name, value in own.items()}
         words = [sys.executable, str(PROGRAM), str(folder), str(batch_size), sharding]
         started.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True))

@@ -6,13 +6,10 @@ import gc
 import random
 
 import pytest
-import torch
 
 from harness.seeding import seed_mitigations
 from harness.training.train_stage import train_stage
 from harness.types import Stage, StageDataset, StageSource, TokenizedExample
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module", autouse=True)

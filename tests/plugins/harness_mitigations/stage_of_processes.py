@@ -71,7 +71,6 @@ def start_stage(kind: str) -> tuple[LlamaForCausalLM, dict[str, Mitigation], Sta
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0})), pad_token="<pad>")
     result = {}
     for kind, count in ROWS.items():

@@ -17,8 +17,6 @@ from harness.training.checkpoint import complete_checkpoints
 from harness.training.train_stage import train_stage
 from harness.types import Stage, StageDataset, StageSource
 
-torch.set_num_threads(1)
-
 SETTINGS = {
     "engine": "transformers",
     "epochs": 1,

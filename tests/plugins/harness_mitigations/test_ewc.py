@@ -20,7 +20,6 @@ from harness.model.load import ORIGIN_ATTRIBUTE
 from harness.model.locate import ModelLocation
 from harness.types import Stage, StageSource, TokenizedExample
 
-torch.set_num_threads(1)
 STAGE = Stage("first", (StageSource("source", "domain"),), {})
 SECOND = Stage("second", ())
 

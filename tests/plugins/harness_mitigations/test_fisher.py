@@ -21,8 +21,6 @@ from harness.types import TokenizedExample
 sys.path.insert(0, str(Path(__file__).parent))
 import avalanche_oracle
 
-torch.set_num_threads(1)
-
 
 def create_row(ids, start=1, name="row"):
     """Return a row whose tokens from `start` on are trained."""

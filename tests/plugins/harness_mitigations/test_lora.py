@@ -13,7 +13,6 @@ from harness.errors import HarnessError
 from harness.model import frozen_lora, save
 from harness.types import Stage
 
-torch.set_num_threads(1)
 IDS = torch.tensor([[5, 6, 7, 8]])
 
 

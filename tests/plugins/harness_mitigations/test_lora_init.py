@@ -12,7 +12,6 @@ from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 from torch import nn
 
-torch.set_num_threads(1)
 SHAPES = [(9, 6), (6, 9), (7, 7)]
 
 

@@ -31,7 +31,6 @@ def run(folder, processes, batch_size):
         rank_environment = common_environment | {
             "RANK": rank,
             "LOCAL_RANK": rank if processes > 1 else -1,
-            "OMP_NUM_THREADS": 1,
         }
         environment = os.environ | {name: str(value) for name, value in rank_environment.items()}
         arguments = [sys.executable, str(PROGRAM), str(folder), str(batch_size)]

@@ -13,7 +13,6 @@ from harness_mitigations.weight_anchor import (
     penalty_value,
 )
 
-torch.set_num_threads(1)
 SHAPES = [(4, 3), (5,), (), (30, 7)]
 
 
