@@ -7,6 +7,7 @@ and are evaluated on test items.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,9 +121,17 @@ def run_arms(
 
     Returns:
         `arms.json`; None if runs are missing.
+
+    Raises:
+        SystemExit: The experiment was begun with other arms.
     """
     experiment = find_run(folder, changes["name"])
-    todo = [name for name in missing_runs(experiment, changes["arms"]) if selected is None or name in selected]
+    if experiment is not None:
+        begun = json.loads((experiment / "spec.json").read_text(encoding="utf-8"))["arms"]["named"]
+        if begun != changes["arms"]["named"]:
+            raise SystemExit(f"{experiment}: was begun with other arms or values; delete it, or use another folder")
+    missing = missing_runs(experiment, changes["arms"])
+    todo = [name for name in missing if selected is None or name in selected]
     if experiment is None and todo:
         overrides = {**changes, "output": str(folder / changes["name"])}
         experiment = Path(
@@ -130,7 +139,7 @@ def run_arms(
                 str(spec) if isinstance(spec, Path) else dict(spec), overrides, arms=todo, on=on, quiet=True
             ).folder
         )
-    elif experiment is not None and (todo or not compares_all_arms(experiment)):
+    elif experiment is not None and (todo or not (missing or compares_all_arms(experiment))):
         harness.resume(experiment, arms=todo, on=on, quiet=True)
     if experiment is None or missing_runs(experiment, changes["arms"]):
         return None
@@ -138,6 +147,13 @@ def run_arms(
 
 
 # -- result ------------------------------------------------------------------------------------------------------------
+
+
+def read_versions(experiment: Path, packages: Sequence[str]) -> dict[str, str]:
+    """Return package -> the version with which the runs of an experiment were made; several are separated by commas."""
+    files = sorted(experiment.glob("arms/*/environment.json"))
+    found = [json.loads(file.read_text(encoding="utf-8"))["packages"] for file in files]
+    return {package: ", ".join(sorted({versions[package] for versions in found})) for package in packages}
 
 
 def summarize_arms(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -165,12 +181,14 @@ def bounds(estimate: Mapping[str, Any] | None) -> list[float] | None:
 
 
 def format_tables(result: Mapping[str, Any]) -> str:
-    """Return the tables of a page in Markdown: the choices, then the arms."""
+    """Return the tables of a page in Markdown: the choices, then the arms if they have run."""
     lines = ["| method | hyper-parameter | tried: gain, forgotten | chosen |", "| --- | --- | --- | ---: |"]
     for name, choice in result["choices"].items():
         tries = "; ".join(f"{each['value']:g}: {each['gain']:.2f}, {each['forgotten']:.2f}" for each in choice["tries"])
         tries = tries.replace("-", "−")
         lines.append(f"| {name} | `{choice['option']}` | {tries} | {choice['value']:g} |")
+    if "arms" not in result:
+        return "\n".join(lines) + "\n"
     header = "| arm | gain | forgotten | against the best control | at equal gain | against naive at equal gain |"
     lines += ["", header, "| --- " + "| ---: " * 5 + "|"]
     for arm in result["arms"]:
@@ -182,6 +200,9 @@ def format_tables(result: Mapping[str, Any]) -> str:
             _with_verdict(arm, "against_naive_at_equal_gain"),
         ]
         lines.append(f"| {arm['arm']} | {' | '.join(cells)} |")
+    if result["equal_gain"] is not None:
+        gain = f"{result['equal_gain']:.2f} nats ({result['limited_by']})"
+        lines += ["", f"Equal gain, the largest that every run reaches, is {gain}."]
     return "\n".join(lines) + "\n"
 
 

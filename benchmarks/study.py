@@ -4,13 +4,14 @@
     python benchmarks/study.py [--folder runs/study]             # everything that is missing
     python benchmarks/study.py --pair lists --arms naive,ewc --seeds 0,1       # a piece of it
     OMP_NUM_THREADS=1 python benchmarks/study.py --on ray        # a run for each CPU core (docs/forgetting.md)
+    python benchmarks/study.py --pair lists --choices docs/evidence.json       # with the values that were chosen there
     python benchmarks/study.py --quick --pair lists              # a few steps: shows that it runs, no result
     python benchmarks/study.py --table docs/evidence.json
 
 `specs/study/` has one spec for each pair, with all methods as arms. `docs/evidence.md` has the protocol, and the order
 that was expected before any run. A study that was interrupted is continued by the same command, and so are its pieces.
-A finished pair replaces its result in the output file. The results of other pairs stay there, so that pairs can run on
-different machines.
+A finished pair replaces its result in the output file. Until then the file has the values that were chosen. The results
+of other pairs stay there, so that pairs can run on different machines.
 
 A pair has two experiments. In the first, each value of `TRIES` is an arm, with a seed of its own, evaluated on the
 held-out rows of the training files. `method_study.choose_values` chooses a value of each method. The second begins when
@@ -27,9 +28,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from method_study import Method, choice_arms, choose_values, find_run, format_tables, run_arms, summarize_arms
+from method_study import (
+    Method,
+    choice_arms,
+    choose_values,
+    find_run,
+    format_tables,
+    read_versions,
+    run_arms,
+    summarize_arms,
+)
 
 SPECS = Path(__file__).resolve().parent.parent / "specs" / "study"
 PAIRS = ("lists", "help_desk_lists", "chinese_tasks")
@@ -63,12 +71,14 @@ class Scope:
         seeds: Seeds of the second experiment; None for all.
         changes: Changes of every spec, dotted key -> value.
         on: Where arms run side by side, as for `harness.run_experiment`; None: one after the other.
+        choices: Pair -> the choices of its methods, if they were made before. Other pairs choose.
     """
 
     arms: tuple[str, ...] = ()
     seeds: tuple[int, ...] | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     on: str | None = None
+    choices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def load_pair(pair: str) -> dict[str, Any]:
@@ -147,28 +157,33 @@ def run_pair(folder: Path, pair: str, scope: Scope, *, quick: bool = False) -> d
     """Run the part of a pair that is in the scope and has not run.
 
     Returns:
-        The result as plain data; None if runs are missing.
+        The result as plain data. It has `choices` alone if runs of the second experiment are missing, and it is None if
+        runs of the first are.
     """
     spec = quick_pair(pair, scope.arms) if quick else load_pair(pair)
     located = with_absolute_paths(spec)
     arms = scope.arms or tuple(spec["arms"]["named"])
     methods = methods_of(spec)
-    tries = ["naive", *(f"{name}-{value:g}" for name in arms if name in methods for value in methods[name].values)]
-    report = run_arms(folder, located, {**scope.changes, **choice_changes(spec)}, tries, scope.on)
-    if report is None:
-        print(f"{pair}: the values are not chosen yet: run the other arms too")
-        return None
-    choices = choose_values(report, methods)
+    choices = {name: choice for name, choice in scope.choices.get(pair, {}).items() if name in methods}
+    if pair not in scope.choices:
+        tries = ["naive", *(f"{name}-{value:g}" for name in arms if name in methods for value in methods[name].values)]
+        report = run_arms(folder, located, {**scope.changes, **choice_changes(spec)}, tries, scope.on)
+        if report is None:
+            print(f"{pair}: the values are not chosen yet: run the other arms too")
+            return None
+        choices = choose_values(report, methods)
     changes = {**scope.changes, **result_changes(spec, choices)}
     seeds = range(spec["arms"]["seeds"]) if scope.seeds is None else scope.seeds
     selected = [f"{name},seed={seed}" for name in arms for seed in seeds]
     report = run_arms(folder, located, changes, selected, scope.on)
     if report is None:
         print(f"{pair}: some arms or seeds are missing")
-        return None
+        return {"choices": choices}
+    experiment = find_run(folder, spec["name"])
+    assert experiment is not None
     equal_gain = report["equal_gain"] or {"gain": None, "limited_by": None}
     return {
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": read_versions(experiment, ("torch", "transformers")),
         "seeds": spec["arms"]["seeds"],
         "choices": choices,
         "equal_gain": equal_gain["gain"],
@@ -279,17 +294,24 @@ def _format_tokens(cost: Mapping[str, int], key: str) -> str:
 
 
 def store_results(output: Path, results: Mapping[str, Any]) -> None:
-    """Write the results of finished pairs; those of other pairs stay in the file.
+    """Write what is known of pairs; what is known of other pairs stays in the file.
 
     Args:
         output: The file of the result.
-        results: Pair -> its result.
+        results: Pair -> its result, or its `choices` alone, which do not replace a result.
     """
     stored = json.loads(output.read_text(encoding="utf-8"))["pairs"] if output.is_file() else {}
-    merged = {**stored, **results}
+    new = {name: result for name, result in results.items() if "arms" in result or "arms" not in stored.get(name, {})}
+    merged = {**stored, **new}
     pairs = {pair: merged[pair] for pair in PAIRS if pair in merged}
     document = {"command": "python benchmarks/study.py", "pairs": pairs}
     output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def load_choices(file: Path | None) -> dict[str, dict[str, Any]]:
+    """Return pair -> the choices that a result has; {} without a file."""
+    pairs = {} if file is None else json.loads(file.read_text(encoding="utf-8"))["pairs"]
+    return {pair: result["choices"] for pair, result in pairs.items()}
 
 
 def copy_plot(folder: Path, pair: str, plots: Path) -> None:
@@ -300,8 +322,12 @@ def copy_plot(folder: Path, pair: str, plots: Path) -> None:
         pair: The pair.
         plots: The folder of the plots of the page.
     """
+    from harness.report.html.write import write_experiment_page
+
     experiment = find_run(folder, load_pair(pair)["name"])
     assert experiment is not None
+    write_experiment_page(experiment)
+    plots.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(experiment / "plots" / "gain-forgetting.svg", plots / f"evidence_{pair}.svg")
 
 
@@ -318,10 +344,11 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/study"), help="folder of the runs")
     parser.add_argument("--output", type=Path, default=Path("docs/evidence.json"), help="file of the result")
-    parser.add_argument("--plots", type=Path, default=Path("docs/images"), help="folder of the plots of the result")
+    parser.add_argument("--plots", type=Path, help="folder of the plots; if left out, images beside the output file")
     parser.add_argument("--pair", action="append", choices=PAIRS, dest="pairs", help="run this pair only; repeatable")
     parser.add_argument("--arms", default="", help="arms to run, separated by commas; all if left out")
     parser.add_argument("--seeds", help="seeds to run, separated by commas; all if left out")
+    parser.add_argument("--choices", type=Path, help="take chosen values from this result; choose them if left out")
     parser.add_argument("--on", help="run arms side by side: ray, or ray://HOST:PORT; one after the other if left out")
     parser.add_argument(
         "--quick", action="store_true", help="a few steps and one seed of the named arms, in FOLDER/quick; no result"
@@ -349,14 +376,15 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     quick = Path("quick", "-".join(given.arms) or "all") if given.quick else Path()
     folder = (given.folder / quick).resolve()
-    scope = Scope(given.arms, given.seeds, on=given.on)
+    scope = Scope(given.arms, given.seeds, on=given.on, choices=load_choices(given.choices))
     results = {pair: run_pair(folder, pair, scope, quick=given.quick) for pair in given.pairs}
-    finished = {pair: values for pair, values in results.items() if values is not None}
-    if finished and not given.quick:
-        store_results(given.output, finished)
-        for pair in finished:
-            copy_plot(folder, pair, given.plots)
-    print(format_result({"pairs": finished}), end="")
+    known = {pair: values for pair, values in results.items() if values is not None}
+    print(format_result({"pairs": known}), end="")
+    if known and not given.quick:
+        store_results(given.output, known)
+        for pair in known:
+            if "arms" in known[pair]:
+                copy_plot(folder, pair, given.plots or given.output.parent / "images")
 
 
 if __name__ == "__main__":

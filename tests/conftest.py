@@ -12,7 +12,7 @@ import pytest
 
 from harness.testing.tiny_model import build_tiny_config, build_tokenizer
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # in subprocesses: the last digits depend on the number of threads
+os.environ["OMP_NUM_THREADS"] = "1"  # set before torch is imported; the last digits depend on the number of threads
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -35,15 +35,17 @@ def main(arguments: argparse.Namespace) -> int:
     spec, registry, _ = planned_spec.load_spec_and_plan(arguments)
     arms = planned_spec.validate_arms(arguments, spec, registry)
     planned_spec.note_arms_ignored(spec)
+    from harness.model.cached_tokenizer import SharedLightTokenizers
     from harness.runner import data_check, prepare_arms
     from harness.terminal.check_table import format_check
     from harness.terminal.console import Console
 
     with Console.from_options(quiet=arguments.json or not sys.stdout.isatty(), show_rows=True) as console:
         registry.manager.register(console, name="console")
-        result = data_check.run_data_checks(spec, registry)
+        load_light = SharedLightTokenizers()
+        result = data_check.run_data_checks(spec, registry, load_light)
         if arms:
-            prepare_arms.check_arms(arms, registry)
+            prepare_arms.check_arms(arms, registry, load_light=load_light)
     if arguments.json:
         print_json(result)
     else:

@@ -29,7 +29,7 @@ from harness.runner.error_file import error_file, write_error
 from harness.runner.folder import RunFolder
 from harness.runner.parallel_arms import Cluster, run_side_by_side
 from harness.runner.prepare import write_report_page
-from harness.runner.prepare_arms import prepare_arms
+from harness.runner.prepare_arms import iter_prepared_arms
 from harness.runner.shared_stages import delete_snapshots, find_shared_stages
 from harness.runner.trackers import mlflow_settings
 from harness.runner.tracking_session import emit_tracking_start
@@ -66,7 +66,7 @@ def prepare_arm_runs(
     Raises:
         HarnessError: If an arm is invalid; the error names the arm.
     """
-    for number, (arm, arm_spec, prepared) in enumerate(prepare_arms(arm_specs, registry, processes), start=1):
+    for number, (arm, arm_spec, prepared) in enumerate(iter_prepared_arms(arm_specs, registry, processes), start=1):
         # All arms write their invalid rows to the same file, so such an arm is prepared again just before it runs.
         has_invalid_rows = any(source.corpus.invalid_rows_file for source in prepared.data.sources.values())
         keeps_this = keep_data and number <= MAX_PREPARED_ARMS and not has_invalid_rows

@@ -31,8 +31,15 @@ EXTRA_COUNTS = ("read", "truncated", "evaluated", "verified")
 """Counts of a source that are not part of the sum: all others add up to `read`."""
 
 
-def run_data_checks(spec: Spec, registry: Registry) -> dict[str, Any]:
+def run_data_checks(
+    spec: Spec, registry: Registry, load_light: prepare.TokenizerLoader = load_light_tokenizer
+) -> dict[str, Any]:
     """Prepare the data of a spec and check it.
+
+    Args:
+        spec: The spec.
+        registry: The components.
+        load_light: Loads the tokenizer, as for `prepare_run`.
 
     Returns:
         Plain data: `ok` (whether a run may start), `proofs` (see `check_result`), `sources` (counts of rows by source),
@@ -57,7 +64,7 @@ def run_data_checks(spec: Spec, registry: Registry) -> dict[str, Any]:
         "warnings": list(run_plan.warnings),
     }
     try:
-        prepared = prepare.prepare_run(spec, registry, plan=run_plan, load_light=load_light_tokenizer)
+        prepared = prepare.prepare_run(spec, registry, plan=run_plan, load_light=load_light)
     except RunError:
         raise
     except HarnessError as error:

@@ -10,19 +10,19 @@ from collections.abc import Iterator, Sequence
 
 from harness.distributed.processes import SINGLE_PROCESS, Processes
 from harness.events import ArmPrepared, ArmPreparing, ArmsPrepared
-from harness.model.cached_tokenizer import SharedLightTokenizers
+from harness.model.cached_tokenizer import load_light_tokenizer
 from harness.registry import Registry
-from harness.runner.prepare import PreparedRun, prepare_checked_run
+from harness.runner.prepare import PreparedRun, TokenizerLoader, prepare_checked_run
 from harness.spec.arms import Arm, arm_error_context
 from harness.spec.spec import Spec
 
 
-def prepare_arms(
+def iter_prepared_arms(
     arm_specs: Sequence[tuple[Arm, Spec]],
     registry: Registry,
     processes: Processes = SINGLE_PROCESS,
     *,
-    loads_model: bool = True,
+    load_light: TokenizerLoader | None = None,
 ) -> Iterator[tuple[Arm, Spec, PreparedRun]]:
     """Prepare and check the data of every arm.
 
@@ -30,7 +30,7 @@ def prepare_arms(
         arm_specs: The arms with their specs.
         registry: The components and listeners.
         processes: The processes that will train: a step takes rows for each of them.
-        loads_model: Whether the arms will run. If not, arms with the same model share a light tokenizer.
+        load_light: As for `prepare_run`; None if the arms will run.
 
     Yields:
         Each arm with its spec and its prepared data.
@@ -38,7 +38,6 @@ def prepare_arms(
     Raises:
         HarnessError: If an arm is invalid; the error names the arm.
     """
-    load_light = None if loads_model else SharedLightTokenizers()
     for number, (arm, arm_spec) in enumerate(arm_specs, start=1):
         registry.emit(ArmPreparing(arm=arm.name, number=number, of=len(arm_specs), method=arm.method))
         started_at = time.monotonic()
@@ -60,17 +59,22 @@ def prepare_arms(
 
 
 def check_arms(
-    arm_specs: Sequence[tuple[Arm, Spec]], registry: Registry, processes: Processes = SINGLE_PROCESS
+    arm_specs: Sequence[tuple[Arm, Spec]],
+    registry: Registry,
+    processes: Processes = SINGLE_PROCESS,
+    *,
+    load_light: TokenizerLoader = load_light_tokenizer,
 ) -> None:
-    """Prepare and check the data of every arm, and keep nothing.
+    """Prepare and check the data of every arm, and keep nothing. No arm will run.
 
     Args:
         arm_specs: The arms with their specs.
         registry: The components and listeners.
         processes: The processes that will train: a step takes rows for each of them.
+        load_light: As for `prepare_run`. Arms share their tokenizers if it is a `SharedLightTokenizers`.
 
     Raises:
         HarnessError: If an arm is invalid; the error names the arm.
     """
-    for _ in prepare_arms(arm_specs, registry, processes, loads_model=False):
+    for _ in iter_prepared_arms(arm_specs, registry, processes, load_light=load_light):
         pass

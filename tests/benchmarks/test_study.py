@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 
 import pytest
 from support.benchmarks import load_benchmark
@@ -20,7 +21,7 @@ method_study = load_benchmark("method_study")
 study = load_benchmark("study", "method_study")
 
 PAGE = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
-FINISHED = json.loads((ROOT / "docs" / "evidence.json").read_text(encoding="utf-8"))["pairs"]
+RESULTS = json.loads((ROOT / "docs" / "evidence.json").read_text(encoding="utf-8"))["pairs"]
 PAIRS = {pair: json.loads((ROOT / "specs" / "study" / f"{pair}.json").read_text("utf-8")) for pair in study.PAIRS}
 
 
@@ -77,14 +78,17 @@ def test_the_choice_is_evaluated_on_rows_of_which_the_result_has_none(pair):
 
 
 @pytest.mark.parametrize("pair", study.PAIRS)
-def test_the_page_has_the_tables_of_a_pair_that_has_run_and_says_which_has_not(pair):
-    assert (f"| {pair} | not run |" in PAGE) == (pair not in FINISHED)
-    if pair in FINISHED:
-        assert f"(images/evidence_{pair}.svg)" in PAGE
-        tables = method_study.format_tables(FINISHED[pair]).strip()
+def test_the_page_has_the_tables_of_a_pair_and_says_what_has_not_run(pair):
+    result = RESULTS.get(pair, {})
+    state = "[result](#" if "arms" in result else "[values chosen](#" if "choices" in result else "not run"
+    assert f"| {pair} | {state}" in PAGE
+    if result:
+        tables = method_study.format_tables(result).strip()
         assert all(table in PAGE for table in tables.split("\n\n"))
-        assert [arm["arm"] for arm in FINISHED[pair]["arms"]] == list(PAIRS[pair]["arms"]["named"])
-        assert FINISHED[pair]["choices"].keys() == study.methods_of(PAIRS[pair]).keys()
+        assert result["choices"].keys() == study.methods_of(PAIRS[pair]).keys()
+    if "arms" in result:
+        assert f"(images/evidence_{pair}.svg)" in PAGE
+        assert [arm["arm"] for arm in result["arms"]] == list(PAIRS[pair]["arms"]["named"])
 
 
 def test_the_page_says_what_the_study_costs():
@@ -121,9 +125,19 @@ def test_the_rows_of_both_experiments_pass_the_checks(pair, tiny):
 def test_a_result_keeps_those_of_other_pairs(tmp_path):
     file = tmp_path / "evidence.json"
     for pair, seeds in (("chinese_tasks", 1), ("lists", 2), ("chinese_tasks", 3)):
-        study.store_results(file, {pair: {"seeds": seeds}})
+        study.store_results(file, {pair: {"seeds": seeds, "arms": []}})
     pairs = json.loads(file.read_text("utf-8"))["pairs"]
-    assert list(pairs.items()) == [("lists", {"seeds": 2}), ("chinese_tasks", {"seeds": 3})]
+    assert list(pairs.items()) == [("lists", {"seeds": 2, "arms": []}), ("chinese_tasks", {"seeds": 3, "arms": []})]
+
+
+def test_choices_are_stored_until_there_is_a_result(tmp_path):
+    file = tmp_path / "evidence.json"
+    first, second, result = {"choices": {"a": 1}}, {"choices": {"a": 2}}, {"choices": {"a": 2}, "arms": []}
+    for given, stored in ((first, first), (second, second), (result, result), (first, result)):
+        study.store_results(file, {"lists": given})
+        assert json.loads(file.read_text("utf-8"))["pairs"] == {"lists": stored}
+    assert study.load_choices(file) == {"lists": {"a": 2}}
+    assert study.load_choices(None) == {}
 
 
 @pytest.mark.slow
@@ -144,6 +158,22 @@ def test_an_unknown_arm_is_named(capsys):
     assert "there is no arm 'replay'" in capsys.readouterr().err
 
 
+def test_an_experiment_that_was_begun_with_other_values_is_not_continued(tmp_path):
+    begun = tmp_path / "study" / "study-20260101-000000-0000"
+    (begun / "arms").mkdir(parents=True)
+    (begun / "spec.json").write_text(json.dumps({"arms": {"named": {"naive": {}, "low": {"train.learning_rate": 1}}}}))
+    other = {"name": "study", "arms": {"named": {"naive": {}, "low": {"train.learning_rate": 2}}}}
+    with pytest.raises(SystemExit, match="begun with other arms or values"):
+        method_study.run_arms(tmp_path, {}, other)
+
+
+def test_the_versions_of_a_result_are_those_of_its_runs(tmp_path):
+    for arm, version in (("a", "2.1"), ("b", "2.0"), ("c", "2.1")):
+        (tmp_path / "arms" / arm).mkdir(parents=True)
+        (tmp_path / "arms" / arm / "environment.json").write_text(json.dumps({"packages": {"torch": version}}))
+    assert method_study.read_versions(tmp_path, ("torch",)) == {"torch": "2.0, 2.1"}
+
+
 @pytest.mark.slow
 def test_a_dry_run_in_pieces_gives_the_form_of_the_result_and_runs_nothing_twice(tmp_path, tiny, monkeypatch, capsys):
     monkeypatch.setenv("HARNESS_NO_THIRD_PARTY", "1")
@@ -155,14 +185,25 @@ def test_a_dry_run_in_pieces_gives_the_form_of_the_result_and_runs_nothing_twice
     choice = method_study.find_run(tmp_path, "study-lists-choice")
     assert sorted(path.name for path in (choice / "arms").iterdir()) == ["naive"]
     assert not method_study.compares_all_arms(choice)
-    assert study.run_pair(tmp_path, "lists", study.Scope(arms, (7,), tiny), quick=True) is None
+    with monkeypatch.context() as patch:
+        for function in ("run_experiment", "resume"):
+            patch.setattr(method_study.harness, function, None)
+        assert study.run_pair(tmp_path, "lists", study.Scope(("naive",), None, tiny), quick=True) is None
+    capsys.readouterr()
+    chosen = study.run_pair(tmp_path, "lists", study.Scope(arms, (7,), tiny), quick=True)
+    assert chosen.keys() == {"choices"}
     assert "some arms or seeds are missing" in capsys.readouterr().out
+    assert "| reweight | `floor` |" in study.format_result({"pairs": {"lists": chosen}})
     scope = study.Scope(arms, None, tiny)
     result = study.run_pair(tmp_path, "lists", scope, quick=True)
     assert method_study.compares_all_arms(choice)
     assert [arm["arm"] for arm in result["arms"]] == list(arms)
-    assert result["choices"].keys() == {"lower-lr", "reweight"}
+    assert result["choices"] == chosen["choices"]
+    assert chosen["choices"].keys() == {"lower-lr", "reweight"}
     assert "| reweight | `floor` |" in study.format_result({"pairs": {"lists": result}})
     for function in ("run_experiment", "resume"):
         monkeypatch.setattr(method_study.harness, function, None)
     assert study.run_pair(tmp_path, "lists", scope, quick=True) == result
+    chosen_before = study.Scope(arms, None, tiny, choices={"lists": chosen["choices"]})
+    shutil.rmtree(choice)
+    assert study.run_pair(tmp_path, "lists", chosen_before, quick=True) == result

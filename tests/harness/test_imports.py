@@ -108,6 +108,20 @@ def test_the_first_command_on_a_model_imports_no_heavy_package(small_spec, tmp_p
 
 
 @pytest.mark.slow
+def test_check_of_a_spec_with_arms_imports_no_heavy_package_and_loads_one_tokenizer(small_spec):
+    arms = {"named": {"naive": {}, "low": {"train.learning_rate": 1e-6}}, "gain": "desk/rougeL"}
+    count = """
+from harness.model import cached_tokenizer
+real, calls = cached_tokenizer.load_light_tokenizer, []
+cached_tokenizer.load_light_tokenizer = lambda *given: calls.append(given) or real(*given)
+"""
+    arguments = ["check", small_spec, "--set", f"arms={json.dumps(arms)}"]
+    code, names = imported_packages(count + COMMAND + "\nassert len(calls) == 1, calls\n", *arguments)
+    assert code == 0
+    assert names & (HEAVY - {"numpy"} | {"scipy"}) == set()
+
+
+@pytest.mark.slow
 def test_the_second_command_on_a_model_imports_no_heavy_package(small_spec, capsys):
     """The first command saves a snapshot of the tokenizer and the numbers of weights, see docs/decisions/027."""
     assert main.main(["plan", small_spec]) == 0

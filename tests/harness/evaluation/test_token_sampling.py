@@ -62,10 +62,13 @@ def sample_by_definition(logits, uniform, top_p):
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.9, 0.99])
-@pytest.mark.parametrize("kind", ["peaked", "flat", "ties", "equal"])
+@pytest.mark.parametrize("kind", ["peaked", "flat", "mixed", "ties", "equal"])
 def test_a_nucleus_of_few_tokens_is_sampled_as_if_all_tokens_were_sorted(kind, top_p):
     logits = torch.randn(6, 3000, generator=torch.Generator().manual_seed(1))
-    logits = {"peaked": logits * 6, "flat": logits * 0.1, "ties": (logits * 2).round(), "equal": logits * 0}[kind]
+    peaked, flat = logits * 6, logits * 0.1
+    mixed = torch.cat([peaked[:3], flat[3:]])
+    kinds = {"peaked": peaked, "flat": flat, "mixed": mixed, "ties": (logits * 2).round(), "equal": logits * 0}
+    logits = kinds[kind]
     seeds = {key: key for key in range(6)}
     draw = TopPSampler(1.0, top_p, seeds)
     uniform = [torch.rand((), generator=torch.Generator().manual_seed(key), dtype=torch.float64) for key in range(6)]

@@ -27,7 +27,11 @@ FAR_OFFSETS = tuple((dx, dy) for dy in (40, -40, 56, -56, 72, -72) for dx in (24
 LABEL_OFFSETS = (*NEAR_OFFSETS, *FAR_OFFSETS)
 """Candidate positions of a label: offset of its nearest edge, or of its middle, from the point, in pixels."""
 MAX_AMBIGUITY = 60.0
-"""Largest cost of other marks near a label, in pixels: a line then connects the label and its own mark."""
+"""Largest cost of other marks near a label, in pixels: more is not worse, since a line connects it and its own mark."""
+LINE_DISTANCE_RATIO = 2.0
+"""A line connects a label and its mark if another mark is less than so many times as far from the label."""
+CROSSING_COST = 200.0
+"""Cost of a line that crosses another mark or label, and of a label that covers a line or label."""
 CHAR_WIDTH = 0.56
 """Mean width of a letter, as a fraction of the text size."""
 MARK_RADIUS = 6
@@ -88,11 +92,12 @@ def plot_gain_vs_forgetting(
             )
             gain, forgotten = format_tooltip(point.gain), format_tooltip(point.forgotten)
             canvas.add_tooltip(mark, f"point-{index}", f"{plot_label(point.arm)}: gain {gain}, forgotten {forgotten}")
-        for set_limits, quantity in ((axes.set_xlim, "forgotten"), (axes.set_ylim, "gain")):
+        for set_limits, quantity, included in ((axes.set_xlim, "forgotten", [0.0]), (axes.set_ylim, "gain", [])):
             bounds = finite_bounds(getattr(point, quantity) for point in points)
-            set_limits(*axis_limits([*bounds, *seed_values(points, quantity), 0.0], 0.1))
-        for draw_line in (axes.axhline, axes.axvline):
-            draw_line(0, color=PLACEHOLDER_COLORS["muted"], linewidth=0.9)
+            set_limits(*axis_limits([*bounds, *seed_values(points, quantity), *included], 0.1))
+        for draw_line, (low, high) in ((axes.axhline, axes.get_ylim()), (axes.axvline, axes.get_xlim())):
+            if low <= 0 <= high:
+                draw_line(0, color=PLACEHOLDER_COLORS["muted"], linewidth=0.9)
         axes.locator_params(axis="x", nbins=6)
         axes.set_title(f"↑ gain in {plot_label(gain_score, 44)}", loc="left", color=PLACEHOLDER_COLORS["muted"])
         axes.set_xlabel(f"forgotten in {plot_label(forgetting_score, 40)} →", loc="right")
@@ -134,12 +139,14 @@ def format_tooltip(estimate: Estimate) -> str:
 def _label_points(axes: Any, points: Sequence[ArmPoint]) -> None:
     """Write each arm's name at the candidate position that covers least and is closest to its own point.
 
-    A line connects a name and its point if another point is about as close.
+    A line connects a name and its point if another point is about as close. It should cross no other point or name.
     """
     size = TEXT_SIZE - 0.5
     area = axes.get_window_extent().extents
     marks = [axes.transData.transform((point.forgotten.value, point.gain.value)) for point in points]
-    occupied = [(x - MARK_RADIUS, y - MARK_RADIUS, x + MARK_RADIUS, y + MARK_RADIUS) for x, y in marks]
+    occupied = [_mark_box(mark) for mark in marks]
+    labels: list[Box] = []
+    lines: list[Box] = []
     for point in points:
         occupied += _error_bar_boxes(axes, point)
     for point, mark in zip(points, marks, strict=True):
@@ -153,22 +160,56 @@ def _label_points(axes: Any, points: Sequence[ArmPoint]) -> None:
             left = x + dx - (width if dx < 0 else 0 if dx else width / 2)
             boxes.append((left, y + dy - size / 2, left + width, y + dy + size / 2))
         other_marks = [other for other in marks if other is not mark]
+        obstacles = [*map(_mark_box, other_marks), *labels]
         costs = [
-            _overlap_area(box, occupied) + _outside_penalty(box, area) + _ambiguity_penalty(box, mark, other_marks)
+            _overlap_area(box, occupied)
+            + _outside_penalty(box, area)
+            + _ambiguity_penalty(box, mark, other_marks)
+            + CROSSING_COST * _count_crossings(_line_boxes(box, mark, other_marks), obstacles)
+            + CROSSING_COST * _count_crossings([box], [*lines, *labels])
             for box in boxes
         ]
         best = boxes[costs.index(min(costs))]
-        occupied.append(best)
+        line = _line_boxes(best, mark, other_marks)
+        labels.append(best)
+        lines += line
+        occupied += [best, *line]
         axes.annotate(label, best[:2], xycoords="figure pixels", fontsize=size, va="bottom", annotation_clip=False)
-        if any(_distance(best, other) < 2 * _distance(best, mark) for other in other_marks):
+        if line:
             _connect(axes, best, mark)
 
 
+def _mark_box(mark: Sequence[float]) -> Box:
+    x, y = mark
+    return (x - MARK_RADIUS, y - MARK_RADIUS, x + MARK_RADIUS, y + MARK_RADIUS)
+
+
+def _nearest_point(box: Box, mark: Sequence[float]) -> tuple[float, float]:
+    """Return the point of a label where its line begins."""
+    return min(max(mark[0], box[0]), box[2]), min(max(mark[1], box[1]), box[3])
+
+
+def _line_boxes(box: Box, mark: Sequence[float], other_marks: Sequence[Sequence[float]]) -> list[Box]:
+    """Return small boxes along the line of a label and its mark, without its ends; none if it needs no line."""
+    if all(_distance(box, other) >= LINE_DISTANCE_RATIO * _distance(box, mark) for other in other_marks):
+        return []
+    (x, y), (end_x, end_y) = _nearest_point(box, mark), mark
+    count = max(2, round(math.hypot(end_x - x, end_y - y) / 3))
+    at = [(x + (end_x - x) * part / count, y + (end_y - y) * part / count) for part in range(1, count)]
+    return [(left - 1, bottom - 1, left + 1, bottom + 1) for left, bottom in at]
+
+
+def _count_crossings(line: Sequence[Box], obstacles: Sequence[Box]) -> int:
+    """Return the number of obstacles that a line crosses."""
+    return sum(_overlap_area(obstacle, line) > 0 for obstacle in obstacles)
+
+
 def _connect(axes: Any, box: Box, mark: Sequence[float]) -> None:
-    """Draw a thin line from the nearest point of a label to its mark."""
-    nearest = [min(max(mark[axis], box[axis]), box[axis + 2]) for axis in (0, 1)]
-    line = {"arrowstyle": "-", "color": PLACEHOLDER_COLORS["muted"], "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", mark, nearest, "figure pixels", "figure pixels", arrowprops=line, annotation_clip=False)
+    """Draw a thin line from the nearest point of a label to the rim of its mark."""
+    rim = MARK_RADIUS * 72 / axes.figure.dpi
+    line = {"arrowstyle": "-", "color": PLACEHOLDER_COLORS["muted"], "linewidth": 0.7, "shrinkA": 0, "shrinkB": rim}
+    start, pixels = _nearest_point(box, mark), "figure pixels"
+    axes.annotate("", mark, start, pixels, pixels, arrowprops=line, annotation_clip=False)
 
 
 def _error_bar_boxes(axes: Any, point: ArmPoint) -> Iterator[Box]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import logging
 import math
 import re
@@ -10,6 +12,7 @@ import sys
 
 import pytest
 from support import html_reader
+from support.paths import ROOT
 
 from harness.report.html import run_page
 from harness.report.html.plots import bars, curves, gain_vs_forgetting, svg_canvas, sweep
@@ -208,13 +211,50 @@ def test_arm_pointlabel_is_closest_to_its_own_point():
 
 
 def test_a_line_connects_a_label_and_its_point_where_points_are_close():
-    def count_patches(places):
-        points = [point(f"arm-{i}", gain, forgotten, half=0.01) for i, (gain, forgotten) in enumerate(places)]
-        plot = gain_vs_forgetting.plot_gain_vs_forgetting(points, "a/b", "c/d", "arm-0", "gain-forgetting")
-        return plot.to_inline_svg().count("patch_")
+    arms = json.loads((ROOT / "docs" / "evidence.json").read_text(encoding="utf-8"))["pairs"]["lists"]["arms"]
+    points = [
+        ArmPoint(arm["arm"], *(Estimate(value, 0.1, low, high, 4) for value, low, high in values), None, False)
+        for arm in arms
+        for values in [(arm["gain"], arm["forgotten"])]
+    ]
+    root = parse_plot(gain_vs_forgetting.plot_gain_vs_forgetting(points, "a/b", "c/d", "naive", "gain-forgetting"))
+    marks = []
+    for index in range(len(points)):
+        use = root.find(id=f"gain-forgetting-point-{index}").find("use").attrs
+        marks.append((float(use["x"]), float(use["y"])))
+    lines = [
+        [float(number) for number in re.findall(r"[\d.]+", path.attrs["d"])]
+        for path in root.find_all("path")
+        if re.fullmatch(r"M [\d.]+ [\d.]+ Q [\d. ]+", path.attrs.get("d", ""))
+    ]
+    assert len(lines) >= 5, "the points of this result are close"
+    for line in lines:
+        (x, y), (end_x, end_y) = line[:2], line[-2:]
+        near_end = sorted(math.dist(mark, (end_x, end_y)) for mark in marks)
+        assert near_end[0] == pytest.approx(gain_vs_forgetting.MARK_RADIUS, abs=0.5), "a line ends at the rim of a mark"
+        along = [(x + (end_x - x) * part / 50, y + (end_y - y) * part / 50) for part in range(51)]
+        gaps = sorted(min(math.dist(mark, at) for at in along) for mark in marks)
+        assert gaps[1] > gain_vs_forgetting.MARK_RADIUS, "a line crosses another mark"
 
-    apart, close = [(0.2, 0.1), (0.5, 0.5), (0.8, 0.9)], [(0.2, 0.1), (0.8, 0.89), (0.8, 0.9)]
-    assert count_patches(close) > count_patches(apart)
+
+def test_names_do_not_cover_each_other_where_points_are_close():
+    places = [(0.5, 0.1), (0.51, 0.1), (0.52, 0.11), (0.53, 0.1), (0.9, 0.9)]
+    points = [point(f"arm-{index}", gain, forgotten, half=0.01) for index, (gain, forgotten) in enumerate(places)]
+    root = parse_plot(gain_vs_forgetting.plot_gain_vs_forgetting(points, "a/b", "c/d", "arm-0", "gain-forgetting"))
+    texts = [text.attrs for text in root.find_all("text") if text.text.startswith("arm-")]
+    assert len(texts) == len(points)
+    for first, second in itertools.combinations(texts, 2):
+        across, up = (abs(float(first[key]) - float(second[key])) for key in ("x", "y"))
+        assert across > 28 or up > 9
+
+
+def test_gain_has_no_line_at_zero_if_all_arms_gain():
+    def count_lines(gains):
+        points = [point(f"arm-{index}", gain, 0.1, half=0.01) for index, gain in enumerate(gains)]
+        plot = gain_vs_forgetting.plot_gain_vs_forgetting(points, "a/b", "c/d", "arm-0", "gain-forgetting")
+        return len(re.findall("stroke-width: 0.9", plot.to_inline_svg()))
+
+    assert (count_lines([1.8, 1.9]), count_lines([-0.1, 1.9])) == (1, 2)
 
 
 def test_arm_pointwithout_interval_has_no_error_bar():
