@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import harness
+from harness.errors import RunError
+from harness.runner.arms import NOT_FINISHED
 from harness.spec.arms import expand_arms
 
 GAIN_SHARE = 0.95
@@ -55,7 +57,8 @@ def choice_arms(methods: Mapping[str, Method]) -> dict[str, dict[str, Any]]:
 def choose_values(report: Mapping[str, Any], methods: Mapping[str, Method]) -> dict[str, dict[str, Any]]:
     """Return the chosen value of each method: the one that forgets least, of those that gain enough.
 
-    Enough is `GAIN_SHARE` of what naive gains. If no value does, it is the one that gains most.
+    Enough is `GAIN_SHARE` of what naive gains. If no value does, it is the one that gains most. A value whose run
+    failed is not chosen.
 
     Args:
         report: `arms.json` of the experiment with `choice_arms`.
@@ -70,7 +73,9 @@ def choose_values(report: Mapping[str, Any], methods: Mapping[str, Method]) -> d
     for name, method in methods.items():
         tries = []
         for value in method.values:
-            point = points[f"{name}-{value:g}"]
+            point = points.get(f"{name}-{value:g}")
+            if point is None:
+                continue
             tries.append({"value": value, "gain": point["gain"]["value"], "forgotten": point["forgotten"]["value"]})
         enough = [each for each in tries if each["gain"] >= required]
         best = min(enough, key=lambda each: each["forgotten"]) if enough else max(tries, key=lambda each: each["gain"])
@@ -120,7 +125,8 @@ def run_arms(
         on: Where they run side by side, as for `harness.run_experiment`; None: one after the other.
 
     Returns:
-        `arms.json`; None if runs are missing.
+        `arms.json`; None if runs are missing. A run that failed is not missing: it is tried once in a call, and the
+        other seeds of its arm are compared.
 
     Raises:
         SystemExit: The experiment was begun with other arms.
@@ -132,18 +138,20 @@ def run_arms(
             raise SystemExit(f"{experiment}: was begun with other arms or values; delete it, or use another folder")
     missing = missing_runs(experiment, changes["arms"])
     todo = [name for name in missing if selected is None or name in selected]
-    if experiment is None and todo:
-        overrides = {**changes, "output": str(folder / changes["name"])}
-        experiment = Path(
-            harness.run_experiment(
-                str(spec) if isinstance(spec, Path) else dict(spec), overrides, arms=todo, on=on, quiet=True
-            ).folder
-        )
-    elif experiment is not None and (todo or not (missing or compares_all_arms(experiment))):
-        harness.resume(experiment, arms=todo, on=on, quiet=True)
-    if experiment is None or missing_runs(experiment, changes["arms"]):
+    try:
+        if experiment is None and todo:
+            document = str(spec) if isinstance(spec, Path) else dict(spec)
+            overrides = {**changes, "output": str(folder / changes["name"])}
+            harness.run_experiment(document, overrides, arms=todo, on=on, quiet=True)
+        elif experiment is not None and (todo or not (missing or compares_all_arms(experiment))):
+            harness.resume(experiment, arms=todo, on=on, quiet=True)
+    except RunError as error:
+        print(error)
+    experiment = find_run(folder, changes["name"])
+    if experiment is None or not (experiment / "arms.json").is_file():
         return None
-    return dict(harness.load_experiment(experiment).report)
+    report = dict(harness.load_experiment(experiment).report)
+    return None if NOT_FINISHED in report["missing"].values() else report
 
 
 # -- result ------------------------------------------------------------------------------------------------------------
@@ -203,6 +211,9 @@ def format_tables(result: Mapping[str, Any]) -> str:
     if result["equal_gain"] is not None:
         gain = f"{result['equal_gain']:.2f} nats ({result['limited_by']})"
         lines += ["", f"Equal gain, the largest that every run reaches, is {gain}."]
+    if result.get("failed"):
+        lines += ["", "| failed run | reason |", "| --- | --- |"]
+        lines += [f"| {name} | {reason} |" for name, reason in result["failed"].items()]
     return "\n".join(lines) + "\n"
 
 

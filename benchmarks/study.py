@@ -188,6 +188,7 @@ def run_pair(folder: Path, pair: str, scope: Scope, *, quick: bool = False) -> d
         "choices": choices,
         "equal_gain": equal_gain["gain"],
         "limited_by": equal_gain["limited_by"],
+        "failed": report["missing"],
         "arms": list(summarize_arms(report)),
     }
 

@@ -225,7 +225,7 @@ def _choose_mitigations(draft: Draft, general: str | None, request: DraftRequest
         mitigations["mixing"] = {"share": 0.1}
         draft.explain("mitigations.mixing", "10 % of the trained tokens are general conversations")
     mitigations["lora"] = {"rank": 16}
-    draft.explain("mitigations.lora", "an adapter of rank 16 changes the model less, and is small")
+    draft.explain("mitigations.lora", "an adapter of rank 16 needs little memory, and is small")
     draft.document["mitigations"] = mitigations
 
 
@@ -320,12 +320,16 @@ def _choose_arms(draft: Draft, domain: Sequence[str], general: str | None, reque
     draft.document["arms"] = {
         "named": {
             "naive": {},
-            "lower-lr": {"train.learning_rate": rate / 100},
+            "lower-lr-0.3": {"mitigations.lr_scale": {"factor": 0.3}},
+            "lower-lr-0.1": {"mitigations.lr_scale": {"factor": 0.1}},
             "lora": {"mitigations.lora": lora, "train.learning_rate": rate},
             "mixing": {"mitigations.mixing": {"share": 0.1}},
+            "kl": {"mitigations.kl": {"source": general}},
         },
-        "baseline": ["naive", "lower-lr"],
+        "baseline": ["naive", "lower-lr-0.3", "lower-lr-0.1"],
         "gain": f"{domain[0]}/response_nll",
         "forgetting": f"{_general_suite(request)}/response_nll",
     }
-    draft.explain("arms", f"four runs of the same data: {join_names(draft.document['arms']['named'])}")
+    draft.explain("arms", f"a run each on the same data: {join_names(draft.document['arms']['named'])}")
+    draft.document["train"]["evaluate_epochs"] = draft.document["train"]["epochs"] / 4
+    draft.explain("train.evaluate_epochs", "four evaluations of each run, to compare the arms at equal gain")

@@ -51,14 +51,14 @@ RECIPES: dict[str, Recipe] = {
         {"mitigations": {"lora": None}, "train": {"learning_rate": 1e-5}},
     ),
     "keep-general": Recipe(
-        "Little forgetting: a quarter general conversations, and predictions kept near the base model's.",
+        "A low learning rate, a quarter general conversations, and predictions kept near the base model's.",
         {
             "mitigations": {"mixing": {"share": 0.25}, "kl": {"source": "general"}, "lora": LORA},
             "train": {"learning_rate": 5e-5},
         },
     ),
     "compare-mitigations": Recipe(
-        "Which method forgets least: full fine-tuning at two learning rates, LoRA, and mixing.",
+        "Which method forgets least: full fine-tuning at three learning rates, LoRA, mixing, and kl.",
         {},
         goal="compare",
     ),

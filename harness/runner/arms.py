@@ -40,6 +40,8 @@ from harness.spec.spec import Spec
 from harness.tracking.experiment_tracker import ExperimentTracker
 from harness.utils.shell_commands import resume_command
 
+NOT_FINISHED = "the arm is not finished"
+"""Why an arm that did not fail is missing in a comparison."""
 MAX_PREPARED_ARMS = 8
 """Arms whose prepared data is kept until they run. Later ones are prepared again, from the token cache: each holds a
 tokenizer and the conversations of its sources."""
@@ -214,7 +216,7 @@ def compare_finished_arms(
             run = finished_run.load_finished_run(arm_folder)
             runs[arm.method][int(run.spec["seed"])] = run
         else:
-            missing.setdefault(arm.name, "the arm is not finished")
+            missing.setdefault(arm.name, NOT_FINISHED)
     settings: dict[str, Any] = spec.document["arms"]
     controls = arms_of.baseline_names(settings)
     baseline = controls[0] if controls else None

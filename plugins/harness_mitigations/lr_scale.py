@@ -1,7 +1,7 @@
 """Mitigation `lr_scale`: a lower learning rate, the control for every other mitigation.
 
 Forgetting grows with the distance that the weights move, so a lower learning rate alone removes much of it. A method
-that is not compared with it at equal gain may be no better. See Kalajdzievski, 2024, arXiv:2401.05605.
+that is not compared with it at equal gain may be no better. See Lin et al., 2025, arXiv:2509.20758.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from support.paths import ROOT
 
 from harness.cli import planned_spec
 from harness.cli.main import main
+from harness.errors import RunError
+from harness.runner.arms import NOT_FINISHED
 from harness.runner.prepare import prepare_checked_run
 from harness.spec.arms import format_overrides
 from harness.testing.tiny_model import build_tiny_model
@@ -165,6 +167,32 @@ def test_an_experiment_that_was_begun_with_other_values_is_not_continued(tmp_pat
     other = {"name": "study", "arms": {"named": {"naive": {}, "low": {"train.learning_rate": 2}}}}
     with pytest.raises(SystemExit, match="begun with other arms or values"):
         method_study.run_arms(tmp_path, {}, other)
+
+
+def test_a_run_that_failed_is_listed_and_its_value_is_not_chosen(tmp_path, monkeypatch):
+    folder = tmp_path / "study" / "study-20260101-000000-0000"
+    named = {"naive": {}, "low": {"train.learning_rate": 1}}
+    (folder / "arms").mkdir(parents=True)
+    (folder / "spec.json").write_text(json.dumps({"arms": {"named": named}}))
+    comparison = {"missing": {"low": "11 rows are too few"}, "points": []}
+    monkeypatch.setattr(method_study.harness, "load_experiment", lambda _: argparse.Namespace(report=comparison))
+
+    def fail(experiment, arms, **options):
+        (experiment / "arms.json").write_text("{}")
+        raise RunError("study", "1 arm(s) failed", "fix the cause")
+
+    monkeypatch.setattr(method_study.harness, "resume", fail)
+    changes = {"name": "study", "arms": {"named": named}}
+    assert method_study.run_arms(tmp_path, {}, changes) == comparison
+    comparison["missing"]["naive"] = NOT_FINISHED
+    assert method_study.run_arms(tmp_path, {}, changes) is None
+
+    points = [("naive", 1.0, 1.0), ("lower-lr-0.3", 1.0, 0.3)]
+    report = {"points": [{"arm": arm, "gain": {"value": g}, "forgotten": {"value": f}} for arm, g, f in points]}
+    methods = {"lower-lr": study.methods_of(PAIRS["lists"])["lower-lr"]}
+    assert method_study.choose_values(report, methods)["lower-lr"]["value"] == 0.3
+    result = {"choices": {}, "arms": [], "equal_gain": None, "failed": {"low,seed=3": "11 rows are too few"}}
+    assert "| low,seed=3 | 11 rows are too few |\n" in method_study.format_tables(result)
 
 
 def test_the_versions_of_a_result_are_those_of_its_runs(tmp_path):
