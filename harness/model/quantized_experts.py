@@ -89,17 +89,17 @@ def has_quantized_experts(model: nn.Module) -> bool:
 class _FourBits(nn.Module):
     """Dequantizes blocks of 64 weights in 4 bits."""
 
-    def __init__(self, state: Any) -> None:
+    def __init__(self, state: Any, shape: torch.Size) -> None:
         super().__init__()
         self.state = state
-        self.shape, self.dtype = torch.Size(state.shape), state.dtype
+        self.shape, self.dtype = shape, state.dtype
 
     @torch.no_grad()
     def forward(self, quantized: Tensor) -> Tensor:
         from bitsandbytes import functional
 
         weight: Tensor = functional.dequantize_4bit(quantized, self.state)
-        return weight
+        return weight.reshape(self.shape)
 
 
 class _EightBits(nn.Module):
@@ -126,13 +126,14 @@ def _quantize(weight: Tensor, config: Any) -> tuple[Tensor, nn.Module]:
         rows = weight.reshape(-1, weight.shape[-1]).half()  # bitsandbytes' linear layers are rounded alike
         quantized, scales, _ = functional.int8_vectorwise_quant(rows)
         return quantized, _EightBits(scales, weight.shape, weight.dtype)
+    # As a row: with AVX-512, bitsandbytes 0.50.2 dequantizes rows wrong whose length is not a multiple of a block.
     quantized, state = functional.quantize_4bit(
-        weight.contiguous(),
+        weight.reshape(1, -1),
         blocksize=64,
         compress_statistics=config.bnb_4bit_use_double_quant,
         quant_type=config.bnb_4bit_quant_type,
     )
-    return quantized, _FourBits(state)
+    return quantized, _FourBits(state, weight.shape)
 
 
 def quantize_experts(model: nn.Module, config: Any) -> None:

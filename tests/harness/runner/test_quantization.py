@@ -40,6 +40,13 @@ def readme_namespace(folder):
     return namespace
 
 
+def load_from_readme(folder):
+    """Load a model as its README says. The tiny model's layers are too small for bitsandbytes' AVX512-BF16 layout."""
+    model = readme_namespace(folder)["model"]
+    quantization.prepare_quantized_layers(model)
+    return model
+
+
 @pytest.fixture(scope="module")
 def run(desk):
     """A finished run of two stages on an NF4 base."""
@@ -51,7 +58,7 @@ def test_the_base_is_quantized_and_the_saved_adapter_names_the_unquantized_model
     adapter = json.loads((run / "model" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == str((desk.folder / "tiny").resolve())
     assert json.loads((run / "model" / "quantization.json").read_text()) == NF4
-    tuned = readme_namespace(run / "model")["model"].eval()
+    tuned = load_from_readme(run / "model").eval()
     base = load_quantized_base(desk)
     assert type(tuned.get_base_model().model.layers[0].mlp.up_proj.base_layer).__name__ == "Linear4bit"
     with tuned.disable_adapter():
@@ -112,7 +119,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(desk, run, same, listener):
 def test_mitigations_leave_the_quantized_base_as_it_is(desk, mitigations, options):
     folder = desk.start(quantized(desk, options, mitigations=mitigations))
     filled = json.loads((folder / "spec.json").read_text())["model"]["quantization"]
-    tuned, base = readme_namespace(folder / "model")["model"].eval(), load_quantized_base(desk, filled)
+    tuned, base = load_from_readme(folder / "model").eval(), load_quantized_base(desk, filled)
     assert not torch.equal(logits(tuned), logits(base))
     with tuned.disable_adapter():
         assert torch.equal(logits(tuned), logits(base))
@@ -138,7 +145,7 @@ def test_a_run_that_continues_the_adapter_keeps_the_quantized_base(desk, run):
     document = desk.document(model={"path": f"run:{run}"}, mode={"continual": {"stages": stages}}, mitigations=LORA)
     folder = desk.start(document)
     assert json.loads((folder / "model" / "quantization.json").read_text()) == NF4
-    assert torch.isfinite(logits(readme_namespace(folder / "model")["model"])).all()
+    assert torch.isfinite(logits(load_from_readme(folder / "model"))).all()
 
 
 def test_the_exported_model_is_merged_into_the_dequantized_base(desk, run, capsys, tmp_path):
@@ -147,7 +154,7 @@ def test_the_exported_model_is_merged_into_the_dequantized_base(desk, run, capsy
     assert desk.command("export", run, "--to", "merged", tmp_path / "merged", "--set", "dtype=float32") == 0
     assert "merged model in float32" in capsys.readouterr().out
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
-    tuned = readme_namespace(run / "model")["model"].eval()
+    tuned = load_from_readme(run / "model").eval()
     torch.testing.assert_close(logits(merged), logits(tuned), rtol=1e-4, atol=1e-5)
 
 
@@ -212,7 +219,7 @@ def test_a_run_on_quantized_experts_is_resumed_saved_and_merged_as_it_was_measur
     desk.resume(interrupted)
     same(run, interrupted)
 
-    tuned = readme_namespace(run / "model")["model"].eval()
+    tuned = load_from_readme(run / "model").eval()
     settings = {"path": str(desk.folder / "moe"), "attention": "auto", "quantization": EXPERTS}
     base = load.load_model(locate.resolve_model(settings), settings)
     with tuned.disable_adapter():
