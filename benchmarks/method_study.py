@@ -15,7 +15,7 @@ from typing import Any
 
 import harness
 from harness.errors import RunError
-from harness.runner.arms import NOT_FINISHED
+from harness.report.arm_comparison import NOT_FINISHED
 from harness.spec.arms import expand_arms
 
 GAIN_SHARE = 0.95
@@ -209,8 +209,8 @@ def format_tables(result: Mapping[str, Any]) -> str:
         ]
         lines.append(f"| {arm['arm']} | {' | '.join(cells)} |")
     if result["equal_gain"] is not None:
-        gain = f"{result['equal_gain']:.2f} nats ({result['limited_by']})"
-        lines += ["", f"Equal gain, the largest that every run reaches, is {gain}."]
+        gain = f"{result['equal_gain']:.2f} nats, the gain of {result['limited_by']}"
+        lines += ["", f"Equal gain is the largest that every run reaches: {gain}."]
     if result.get("failed"):
         lines += ["", "| failed run | reason |", "| --- | --- |"]
         lines += [f"| {name} | {reason} |" for name, reason in result["failed"].items()]

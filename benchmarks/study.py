@@ -164,8 +164,9 @@ def run_pair(folder: Path, pair: str, scope: Scope, *, quick: bool = False) -> d
     located = with_absolute_paths(spec)
     arms = scope.arms or tuple(spec["arms"]["named"])
     methods = methods_of(spec)
-    choices = {name: choice for name, choice in scope.choices.get(pair, {}).items() if name in methods}
-    if pair not in scope.choices:
+    if pair in scope.choices:
+        choices = {name: choice for name, choice in scope.choices[pair].items() if name in methods}
+    else:
         tries = ["naive", *(f"{name}-{value:g}" for name in arms if name in methods for value in methods[name].values)]
         report = run_arms(folder, located, {**scope.changes, **choice_changes(spec)}, tries, scope.on)
         if report is None:
@@ -316,7 +317,7 @@ def load_choices(file: Path | None) -> dict[str, dict[str, Any]]:
 
 
 def copy_plot(folder: Path, pair: str, plots: Path) -> None:
-    """Copy the plot of gain and forgetting of a finished pair.
+    """Draw the plots of a finished pair again, and copy that of gain and forgetting.
 
     Args:
         folder: The folder of the study.

@@ -42,8 +42,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from method_study import Method, choice_arms, choose_values, find_run, format_tables, run_arms, summarize_arms
+from method_study import (
+    Method,
+    choice_arms,
+    choose_values,
+    find_run,
+    format_tables,
+    read_versions,
+    run_arms,
+    summarize_arms,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -351,7 +359,7 @@ def run_study(folder: Path, size: Size) -> tuple[dict[str, Any], Path]:
     items = harness.load_run(base).items("a")
     result = {
         "command": "python benchmarks/toy_study.py",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": read_versions(experiment, ("torch", "transformers")),
         "seeds": size.seeds,
         "base_steps": size.base_steps,
         "steps": size.steps,

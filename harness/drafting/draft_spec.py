@@ -330,6 +330,6 @@ def _choose_arms(draft: Draft, domain: Sequence[str], general: str | None, reque
         "gain": f"{domain[0]}/response_nll",
         "forgetting": f"{_general_suite(request)}/response_nll",
     }
-    draft.explain("arms", f"a run each on the same data: {join_names(draft.document['arms']['named'])}")
+    draft.explain("arms", f"one run each, on the same data: {join_names(draft.document['arms']['named'])}")
     draft.document["train"]["evaluate_epochs"] = draft.document["train"]["epochs"] / 4
     draft.explain("train.evaluate_epochs", "four evaluations of each run, to compare the arms at equal gain")

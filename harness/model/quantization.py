@@ -10,7 +10,6 @@ whose weights stay quantized can only be trained with an adapter.
 from __future__ import annotations
 
 import importlib.util
-import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -208,13 +207,12 @@ def require_quantized_experts(model: Any, quantization: Mapping[str, Any] | None
 
 
 def prepare_quantized_layers(model: Any) -> None:
-    """Let the layers of bitsandbytes compute the same in training and in evaluation, without their messages.
+    """Let the layers of bitsandbytes compute the same in training and in evaluation.
 
     On CPUs with AVX512-BF16 a 4-bit layer packs its weights again in evaluation and rounds differently there.
     """
     if quantization_method(model) != BITSANDBYTES:
         return
-    logging.getLogger(BITSANDBYTES).setLevel(logging.ERROR)
     for layer in quantized_layers(model).values():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False

@@ -25,6 +25,8 @@ from torch.nn.utils import parametrize
 
 from harness.model.quantization_settings import quantizes_experts
 
+BLOCK = 64
+"""Weights in 4 bits that share a scale."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -87,7 +89,7 @@ def has_quantized_experts(model: nn.Module) -> bool:
 
 
 class _FourBits(nn.Module):
-    """Dequantizes blocks of 64 weights in 4 bits."""
+    """Dequantizes blocks of `BLOCK` weights in 4 bits."""
 
     def __init__(self, state: Any, shape: torch.Size) -> None:
         super().__init__()
@@ -126,10 +128,11 @@ def _quantize(weight: Tensor, config: Any) -> tuple[Tensor, nn.Module]:
         rows = weight.reshape(-1, weight.shape[-1]).half()  # bitsandbytes' linear layers are rounded alike
         quantized, scales, _ = functional.int8_vectorwise_quant(rows)
         return quantized, _EightBits(scales, weight.shape, weight.dtype)
-    # As a row: with AVX-512, bitsandbytes 0.50.2 dequantizes rows wrong whose length is not a multiple of a block.
+    # Blocks as rows, or one row: with AVX-512, bitsandbytes 0.50.2 reads other rows wrong that end within a block.
+    rows = weight.reshape(-1, BLOCK) if weight.numel() % BLOCK == 0 else weight.reshape(1, -1)
     quantized, state = functional.quantize_4bit(
-        weight.reshape(1, -1),
-        blocksize=64,
+        rows,
+        blocksize=BLOCK,
         compress_statistics=config.bnb_4bit_use_double_quant,
         quant_type=config.bnb_4bit_quant_type,
     )

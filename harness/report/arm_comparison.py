@@ -24,6 +24,9 @@ from harness.utils.shell_commands import resume_command
 
 __all__ = ["ArmComparison", "ArmPoint", "ArmScore", "ComparisonSettings", "Recommendation", "compare_arms", "recommend"]
 
+NOT_FINISHED = "the arm is not finished"
+"""Why a run that did not fail has no result."""
+
 
 @dataclass(frozen=True)
 class ComparisonSettings:

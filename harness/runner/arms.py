@@ -21,7 +21,7 @@ from harness.events import ArmsFinished, ArmStarted, WarningRaised
 from harness.model.bfloat16_speed import bfloat16_recommendation
 from harness.registry import Registry
 from harness.report import finished_run
-from harness.report.arm_comparison import ArmComparison, ComparisonSettings, compare_arms
+from harness.report.arm_comparison import NOT_FINISHED, ArmComparison, ComparisonSettings, compare_arms
 from harness.report.html import write
 from harness.runner import resume
 from harness.runner.arm_run import ArmContext, ArmRun, arm_metadata, emit_arm_end, run_arm
@@ -40,8 +40,6 @@ from harness.spec.spec import Spec
 from harness.tracking.experiment_tracker import ExperimentTracker
 from harness.utils.shell_commands import resume_command
 
-NOT_FINISHED = "the arm is not finished"
-"""Why an arm that did not fail is missing in a comparison."""
 MAX_PREPARED_ARMS = 8
 """Arms whose prepared data is kept until they run. Later ones are prepared again, from the token cache: each holds a
 tokenizer and the conversations of its sources."""

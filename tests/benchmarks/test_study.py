@@ -14,7 +14,7 @@ from support.paths import ROOT
 from harness.cli import planned_spec
 from harness.cli.main import main
 from harness.errors import RunError
-from harness.runner.arms import NOT_FINISHED
+from harness.report.arm_comparison import NOT_FINISHED
 from harness.runner.prepare import prepare_checked_run
 from harness.spec.arms import format_overrides
 from harness.testing.tiny_model import build_tiny_model
